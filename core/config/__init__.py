@@ -1,0 +1,1 @@
+"""Configuration: one schema, and the layers that fill it. Knows no torch."""

@@ -1,0 +1,190 @@
+"""The configuration of a training run: every key, its type, its range and its default, and nothing else.
+
+Sections are strict and frozen: an unknown key, a wrong type or a value out of range is an error. What
+differs from model to model (queries, epochs, repeated labels, ...) is laid over these defaults by the
+model's row in `core.models.specs`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The architecture. Everything here is fixed by the checkpoint in `eval` and `predict`."""
+
+    name: str = "dela-detr"
+    hidden_dim: PositiveInt = 256
+    num_heads: PositiveInt = 8
+    num_encoder_layers: NonNegativeInt = 6
+    num_decoder_layers: PositiveInt = 6
+    feedforward_dim: PositiveInt = 2048
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    num_queries: PositiveInt = 100
+    position_embedding: Literal["sine", "learned"] = "sine"
+    pre_norm: bool = False
+    """Normalise before each block instead of after it: DETR only, as in the reference."""
+    num_feature_levels: Literal[1, 3, 4] = 3
+    """Levels that RoIs are cropped from (sparse models): 1 is stride 32 alone; 4 adds stride 64."""
+    roi_resolution: PositiveInt = 4
+    """Bins along each side of a RoI; a query attends to levels x resolution^2 tokens."""
+    box_refinement: bool = True
+    """Each layer refines the previous layer's box (sparse models)."""
+    reference_dim: Literal[2, 4] = 2
+    """Initial reference: a centre (2) or a box (4); 4 with DETR's decoder only."""
+    roi_backend: Literal["torchvision", "detectron2"] = "torchvision"
+    attention: Literal["plain"] = "plain"
+    """Implementation of the sparse attention; all give the same numbers."""
+
+    @model_validator(mode="after")
+    def _check_dims(self) -> ModelConfig:
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be divisible by num_heads {self.num_heads} and by 4")
+        return self
+
+
+class BackboneConfig(Section):
+    """The convolutional network that features come from."""
+
+    name: str = "resnet50"
+    """A torchvision ResNet (resnet18 ... resnext101_64x4d), resnet10, or `timm/NAME` with the extra `timm`."""
+    weights: str | None = "IMAGENET1K_V1"
+    """torchvision's name of pretrained weights, a local file (.pth, .safetensors), or null to train from scratch."""
+    norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = "frozen_batch_norm"
+    freeze_stem: bool = True
+    """Keep the first convolution and the first stage as they are (pretrained weights)."""
+    dilation: bool = False
+    """DC5: the last stage keeps stride 16 and dilates instead."""
+
+
+class LabelAugmentationConfig(Section):
+    """Repeated labels in training (paper, section 4.3). Repeat time and repeat ratio exclude each other."""
+
+    repeat_time: PositiveInt | None = None
+    """Every label appears this often."""
+    repeat_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Labels are repeated until they fill this share of the queries."""
+    two_stage_match: bool = False
+    """Match the original labels first and their copies on the queries that remain."""
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> LabelAugmentationConfig:
+        if self.repeat_time is not None and self.repeat_ratio is not None:
+            raise ValueError("repeat_time and repeat_ratio exclude each other; set one of them to null")
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the losses and of the matching costs."""
+
+    class_weight: NonNegativeFloat = 1.0
+    l1_weight: NonNegativeFloat = 5.0
+    giou_weight: NonNegativeFloat = 2.0
+    class_cost: NonNegativeFloat = 1.0
+    l1_cost: NonNegativeFloat = 5.0
+    giou_cost: NonNegativeFloat = 2.0
+    no_object_weight: PositiveFloat = 0.1
+    """Weight of "no object" in the cross-entropy (softmax heads)."""
+    focal_alpha: Fraction = 0.25
+    auxiliary: bool = True
+    """Train every decoder layer, not only the last."""
+
+
+class PostprocessConfig(Section):
+    """From logits to detections."""
+
+    nms: bool = False
+    nms_iou: Fraction = 0.7
+    suppressed_score_factor: Fraction = 0.01
+    """Softmax heads keep what NMS suppressed, with its score multiplied by this."""
+    num_candidates: PositiveInt = 2000
+    """Sigmoid heads: how many of query x class go into NMS."""
+    max_detections: PositiveInt = 100
+
+
+class DataConfig(Section):
+    """What is read, and how images are resized."""
+
+    root: str = "data"
+    subset: str | None = None
+    """A rate whose subset `dedetr subsample` made, or a subset file; null: the whole train split."""
+    short_side: PositiveInt = 800
+    """Short side at evaluation in pixels; the sizes of training scale along."""
+    max_long_side: PositiveInt = 1333
+    batch_size: PositiveInt = 4
+    num_workers: NonNegativeInt = 2
+    augment: bool = True
+    """The paper's training augmentation: flip, multi-scale resize, random crop."""
+    allow_more_labels_than_queries: bool = False
+
+    @model_validator(mode="after")
+    def _sides(self) -> DataConfig:
+        if self.max_long_side < self.short_side:
+            raise ValueError(f"max_long_side {self.max_long_side} is less than short_side {self.short_side}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: PositiveFloat = 1e-4
+    backbone_lr: NonNegativeFloat = 1e-5
+    """0 freezes the backbone."""
+    weight_decay: NonNegativeFloat = 1e-4
+    clip_norm: NonNegativeFloat = 0.1
+    """Largest norm of all gradients together; 0 does not clip."""
+
+
+class ScheduleConfig(Section):
+    """How long, and how the learning rate falls."""
+
+    epochs: PositiveInt = 50
+    lr_drop_epoch: NonNegativeInt | None = 40
+    """The learning rates fall by `lr_drop_factor` after this many epochs; null: never."""
+    lr_drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_steps: NonNegativeInt = 0
+    """The learning rates rise linearly over these steps."""
+
+
+class RunConfig(Section):
+    """The run itself."""
+
+    seed: NonNegativeInt = 42
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    eval_every: PositiveInt = 1
+    """Evaluate after every so many epochs, and after the last."""
+    checkpoint_every: PositiveInt = 1
+    """Save after every so many epochs, and after the last."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints stay; the best stays besides."""
+    log_every: PositiveInt = 10
+    """Steps between two lines of metrics.jsonl."""
+
+
+class Config(Section):
+    """All of a training run; saved as `config.yaml` in the run folder."""
+
+    model: ModelConfig = ModelConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    label_augmentation: LabelAugmentationConfig = LabelAugmentationConfig()
+    loss: LossConfig = LossConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    run: RunConfig = RunConfig()

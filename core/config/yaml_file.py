@@ -1,0 +1,110 @@
+"""YAML as data only: no tags that execute, no key twice, every value with the line it stands on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.errors import UsageError
+
+KeyPath = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-4` as the number people mean (YAML 1.1 makes a text of it)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+@dataclass(frozen=True)
+class YamlMapping:
+    """A nested mapping with text keys, and the line (from 1) of every key path."""
+
+    values: dict[str, Any]
+    lines: dict[KeyPath, int]
+
+
+def parse_scalar(text: str) -> Any:
+    """Read one value as YAML would: numbers, true/false, null, [lists], else text.
+
+    Raises:
+        UsageError: the text is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"cannot read {text!r} as a value: {_problem(error)}") from error
+
+
+def read_yaml_mapping(path: Path) -> YamlMapping:
+    """Read a file whose top level is a mapping.
+
+    Raises:
+        UsageError: the file is missing, empty, not UTF-8, not YAML, asks for Python objects, repeats a key, or
+            is no mapping; `where` names file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError("there is no such file", where=str(path), hint="check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot be read: {error}", where=str(path)) from error
+    return parse_yaml_mapping(text, str(path))
+
+
+def parse_yaml_mapping(text: str, name: str) -> YamlMapping:
+    """Read a text whose top level is a mapping; `name` stands for it in errors. See `read_yaml_mapping`."""
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"is not valid YAML: {_problem(error)}", where=name) from error
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise UsageError(
+                "the file is empty", where=name, hint="write `section:` and indented keys, or leave it out"
+            )
+        if not isinstance(node, yaml.MappingNode):
+            raise UsageError("the top level must be sections with keys", where=f"{name}:{node.start_mark.line + 1}")
+        lines: dict[KeyPath, int] = {}
+        values = _mapping(loader, node, (), lines, name)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        hint = "indent with spaces, not tabs" if "\\t" in str(error) else None
+        raise UsageError(f"is not valid YAML: {_problem(error)}", where=where, hint=hint) from error
+    finally:
+        loader.dispose()
+    return YamlMapping(values, lines)
+
+
+def _mapping(
+    loader: _Loader, node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int], name: str
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UsageError("a key must be a word", where=f"{name}:{line}")
+        key = str(key_node.value)
+        if key in result:
+            raise UsageError(f"the key '{key}' stands twice", where=f"{name}:{line}", hint="remove one of them")
+        here = (*path, key)
+        lines[here] = line
+        if isinstance(value_node, yaml.MappingNode):
+            result[key] = _mapping(loader, value_node, here, lines, name)
+        else:
+            result[key] = loader.construct_object(value_node, deep=True)
+    return result
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    problem = getattr(error, "problem", None)
+    return str(problem or error).splitlines()[0]

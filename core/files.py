@@ -1,0 +1,109 @@
+"""Files: written whole or not at all, kept inside their folder, named by their hash."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from core.errors import DataError, MachineError
+
+
+@contextmanager
+def machine_errors(path: Path, action: str) -> Iterator[None]:
+    """Turn an `OSError` of writing `path` into a `MachineError` that says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = (
+            "free some space on this disk"
+            if error.errno == errno.ENOSPC
+            else "check the folder's permissions, or name another folder"
+        )
+        raise MachineError(f"cannot {action}: {reason}", where=str(path), hint=hint) from error
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` beside `path`, flush it to disk and rename it, so that no reader sees half a file.
+
+    Missing parent folders are made.
+
+    Raises:
+        MachineError: the folder cannot be written or the disk is full.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with machine_errors(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes files that only their owner may read; use what a plain open() would give.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's own entries, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def join_within(root: Path, name: str) -> Path:
+    """Join a file name that comes from outside (an annotation file, say) to `root`, and stay inside.
+
+    Args:
+        root: the folder that must hold the file.
+        name: a relative path with `/` between its parts.
+
+    Returns:
+        The path below `root`, not resolved, so that its name stays the user's own.
+
+    Raises:
+        DataError: the name is empty, absolute, holds `..` or a NUL byte, or is a link that leads out.
+    """
+    windows = PureWindowsPath(name)
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or "\0" in name or name.startswith("/") or windows.drive or windows.root or ".." in parts:
+        raise DataError(f"file name {name!r} escapes image root", where=str(root), hint="use a path below it")
+    joined = root.joinpath(*PurePosixPath(name).parts)
+    try:
+        resolved, base = joined.resolve(), root.resolve()
+    except OSError as error:
+        raise DataError(f"file name {name!r} cannot be resolved: {error.strerror}", where=str(root)) from error
+    if not resolved.is_relative_to(base):
+        raise DataError(
+            f"file name {name!r} escapes image root by a link",
+            where=str(root),
+            hint="copy the file below the image root, or name its real folder as the root",
+        )
+    return joined
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits, reading it in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

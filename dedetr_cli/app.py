@@ -1,0 +1,96 @@
+"""The command and its edge: every error becomes one line, a hint and an exit code; nothing else exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from core.errors import DedetrError
+from dedetr_cli import __version__
+from dedetr_cli.commands import eval as eval_command
+from dedetr_cli.commands import predict, prepare_data, subsample, train, visualize
+from dedetr_cli.options import debug_wanted
+from dedetr_cli.output import print_error
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_CTRL_C = 130
+
+app = typer.Typer(
+    name="dedetr",
+    help="Object detection for people who have few labelled images.",
+    epilog="Start with: dedetr prepare-data && dedetr train && dedetr predict images/ --out vis/",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prepare-data")(prepare_data.prepare_data)
+app.command("subsample")(subsample.subsample)
+app.command("train")(train.train)
+app.command("eval")(eval_command.evaluate)
+app.command("predict")(predict.predict)
+app.command("visualize")(visualize.visualize)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dedetr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Object detection for people who have few labelled images."""
+
+
+def main() -> None:
+    """Run the command line and exit with its code (see README, exit codes)."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except DedetrError as error:
+        if debug_wanted():
+            traceback.print_exc()
+        print_error(str(error), error.hint)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.ClickException as error:
+        print_error(error.format_message(), _help_hint(error))
+        return EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        print_error("stopped by Ctrl-C", None)
+        return EXIT_CTRL_C
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); what is left to flush has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 (the last edge: what arrives here is a bug of ours)
+        if debug_wanted():
+            traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        print_error(
+            f"this is a bug in dedetr: {type(error).__name__}: {error} ({place.filename}:{place.lineno})",
+            "please report it, with what the same command prints with --debug",
+        )
+        return EXIT_BUG
+
+
+def _help_hint(error: click.ClickException) -> str | None:
+    context = getattr(error, "ctx", None)
+    return f"see `{context.command_path} --help`" if context is not None else None

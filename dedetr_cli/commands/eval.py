@@ -1,0 +1,48 @@
+"""`dedetr eval`: how good a checkpoint is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
+from dedetr_cli.output import as_dict, print_json, print_note, stdout
+from dedetr_cli.progress import make_counter
+from dedetr_cli.tables import evaluation_tables
+
+
+def evaluate(
+    checkpoint: Checkpoint = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="The data set.  [default: the one it was trained on]")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    set_: Set = None,
+    device: Device = None,
+    trust_checkpoint: Trust = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a checkpoint: the 12 COCO numbers and the AP of every class, equal to pycocotools'."""
+    from core import api
+
+    with make_counter("evaluated") as counter:
+        outcome = api.evaluate(
+            checkpoint,
+            data=data,
+            split=split,
+            assignments=set_ or [],
+            device=device,
+            trust=trust_checkpoint,
+            on_images=counter,
+            on_note=print_note,
+        )
+    if as_json:
+        print_json("eval", as_dict(outcome))
+        return
+    for made in evaluation_tables(
+        outcome.result, f"{outcome.split} of {outcome.data}, {outcome.result.num_images} images"
+    ):
+        stdout().print(made)

@@ -1,0 +1,152 @@
+"""The configuration: layers, origins, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config.layers import (
+    Layer,
+    assignments_layer,
+    environment_layer,
+    file_layer,
+    items_layer,
+    resolve,
+)
+from core.config.presets import preset_layer, preset_names
+from core.config.schema import Config
+from core.errors import UsageError
+from core.models.specs import SPECS, get_spec
+
+
+def resolve_layers(*layers: Layer) -> Config:
+    return resolve(layers, lambda name: get_spec(name).config_defaults()).config
+
+
+def test_defaults_are_the_row_of_the_default_model() -> None:
+    config = resolve_layers()
+    assert config.model.name == "dela-detr"
+    assert (config.model.num_queries, config.label_augmentation.repeat_time, config.postprocess.nms) == (300, 2, True)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_model_brings_its_own_settings(name: str) -> None:
+    config = resolve_layers(assignments_layer([f"model.name={name}"]))
+    spec = SPECS[name]
+    assert config.model.num_queries == spec.num_queries
+    assert config.schedule.epochs == spec.epochs
+    assert config.loss.class_cost == config.loss.class_weight == (2.0 if "cond" in name else 1.0)
+
+
+def test_the_higher_layer_wins_and_its_origin_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("optimizer:\n  lr: 1e-3\n  weight_decay: 0\nschedule: {epochs: 7}\n")
+    layers = [
+        preset_layer("small"),
+        file_layer(file),
+        environment_layer({"DEDETR_SCHEDULE__EPOCHS": "8", "DEDETR_OPTIMIZER__LR": "2e-3", "OTHER": "1"}),
+        assignments_layer(["optimizer.lr=3e-3"]),
+        items_layer({("optimizer", "lr"): 4e-3}, {("optimizer", "lr"): "--lr"}, "flag"),
+    ]
+    resolved = resolve(layers, lambda name: get_spec(name).config_defaults())
+    assert resolved.config.optimizer.lr == 4e-3
+    assert resolved.config.optimizer.weight_decay == 0
+    assert resolved.config.schedule.epochs == 8
+    assert resolved.config.data.short_side == 224
+    assert resolved.origins[("optimizer", "lr")] == "--lr"
+    assert resolved.origins[("schedule", "epochs")] == "DEDETR_SCHEDULE__EPOCHS"
+    assert resolved.origins[("optimizer", "weight_decay")] == f"{file}:3"
+    assert resolved.origins[("data", "short_side")] == "preset small"
+
+
+def test_repeat_ratio_takes_the_place_of_the_models_repeat_time() -> None:
+    config = resolve_layers(assignments_layer(["label_augmentation.repeat_ratio=0.25"]))
+    assert (config.label_augmentation.repeat_time, config.label_augmentation.repeat_ratio) == (None, 0.25)
+    both = ["label_augmentation.repeat_ratio=0.25", "label_augmentation.repeat_time=3"]
+    with pytest.raises(UsageError, match="exclude each other"):
+        resolve_layers(assignments_layer(both))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_resolve_for_every_model(name: str) -> None:
+    for model in SPECS:
+        resolve_layers(preset_layer(name), assignments_layer([f"model.name={model}"]))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message", "hint"),
+    [
+        pytest.param("optimizer.lrr=3", "unknown key 'optimizer.lrr'", "did you mean 'lr'?", id="F75-key"),
+        pytest.param("model.name=dela-der", "unknown model 'dela-der'", "did you mean 'dela-detr'?", id="F75-model"),
+        pytest.param("optimizer.lr=-1", "greater than 0", None, id="F76-negative"),
+        pytest.param("schedule.epochs=ten", "valid integer", None, id="F76-type"),
+        pytest.param("optimizer.lr=.nan", "finite number", None, id="F76-nan"),
+        pytest.param("data.short_side=2000", "max_long_side 1333 is less than short_side 2000", None, id="sides"),
+        pytest.param("model.hidden_dim=30", "divisible", None, id="heads"),
+        pytest.param("model=3", "ModelConfig", None, id="section"),
+        pytest.param("nonsense", "section.key=value", None, id="no-equals"),
+        pytest.param("a.b=[1", "cannot read", None, id="F77-value"),
+    ],
+)
+def test_bad_values_are_usage_errors(assignment: str, message: str, hint: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_layers(assignments_layer([assignment]))
+    assert message in str(caught.value)
+    assert hint is None or caught.value.hint == hint
+
+
+def test_all_errors_are_told_at_once_with_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("optimizer:\n  lr: -1\nschedule:\n  epochs: ten\n")
+    with pytest.raises(UsageError) as caught:
+        resolve_layers(file_layer(file))
+    assert f"{file}:2" in str(caught.value)
+    assert f"{file}:4" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("", "empty", id="F77-empty"),
+        pytest.param("optimizer:\n\tlr: 1\n", "not valid YAML", id="F77-tab"),
+        pytest.param("run: {seed: 1}\nrun: {seed: 2}\n", "stands twice", id="F77-twice"),
+        pytest.param("- 1\n", "top level", id="list"),
+        pytest.param("run: !!python/object/apply:os.system ['touch pwned']\n", "not valid YAML", id="F34-object"),
+        pytest.param("run: {seed: 1\n", "not valid YAML", id="cut"),
+    ],
+)
+def test_bad_files_are_usage_errors(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        resolve_layers(file_layer(file))
+    assert caught.value.where is not None
+    assert caught.value.where.startswith(str(file))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_missing_file_and_an_unknown_preset_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        file_layer(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="unknown preset 'dem'") as caught:
+        preset_layer("dem")
+    assert caught.value.hint == "did you mean 'demo'?"
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_configuration_or_a_usage_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    file.write_bytes(text.encode("utf-8", errors="surrogatepass"))
+    with contextlib.suppress(UsageError):
+        resolve_layers(file_layer(file))
+
+
+@given(st.text(max_size=60))
+def test_any_assignment_is_a_configuration_or_a_usage_error(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        resolve_layers(assignments_layer([text]))
