@@ -1,0 +1,1 @@
+"""Matching of queries to labels, and the losses."""
