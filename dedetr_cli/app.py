@@ -7,7 +7,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from core.errors import DedetrError
@@ -21,11 +20,15 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_CTRL_C = 130
 
+# Older releases of Typer raise click's exceptions, newer ones those of a copy of their own: a public class of
+# either has the right base.
+_COMMAND_LINE_ERROR = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
 app = typer.Typer(
     name="dedetr",
     help="Object detection for people who have few labelled images.",
     epilog="Start with: dedetr prepare-data && dedetr train && dedetr predict images/ --out vis/",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,11 +48,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Object detection for people who have few labelled images."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
@@ -67,13 +73,10 @@ def _run() -> int:
             traceback.print_exc()
         print_error(str(error), error.hint)
         return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+    except _COMMAND_LINE_ERROR as error:
+        print_error(getattr(error, "format_message", error.__str__)(), _help_hint(error))
         return EXIT_USAGE
-    except click.ClickException as error:
-        print_error(error.format_message(), _help_hint(error))
-        return EXIT_USAGE
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print_error("stopped by Ctrl-C", None)
         return EXIT_CTRL_C
     except BrokenPipeError:
@@ -91,6 +94,6 @@ def _run() -> int:
         return EXIT_BUG
 
 
-def _help_hint(error: click.ClickException) -> str | None:
+def _help_hint(error: BaseException) -> str | None:
     context = getattr(error, "ctx", None)
     return f"see `{context.command_path} --help`" if context is not None else None

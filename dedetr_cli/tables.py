@@ -25,5 +25,5 @@ def evaluation_tables(result: EvaluationResult | None, title: str) -> list[Table
     stats = table(
         title, ("measure", "value"), [(_LABELS.get(name, name), value) for name, value in result.stats.items()]
     )
-    rows = [(row.category.name, row.ap, row.ap50, row.num_ground_truth) for row in result.per_class]
+    rows = [(row.category.name, row.ap, row.ap50, row.num_boxes) for row in result.per_class]
     return [stats, table("by class", ("class", "AP", "AP50", "boxes"), rows)]

@@ -6,7 +6,7 @@ each one comes from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,31 @@ def resolve(layers: Sequence[Layer], model_defaults: Callable[[str], Mapping[str
         return ResolvedConfig(Config.model_validate(merged), origins)
     except ValidationError as error:
         raise _usage_error(error, origins) from error
+
+
+def resolve_over(
+    config: Config, layers: Sequence[Layer], *, fixed: Collection[str], changeable: Collection[str]
+) -> Config:
+    """Lay values over a configuration that is checked already, such as a checkpoint's.
+
+    Args:
+        config: what holds where the layers are silent.
+        layers: from lowest to highest.
+        fixed: sections that must stay as they are.
+        changeable: keys of them, as `section.key`, that may change all the same.
+
+    Raises:
+        UsageError: as `resolve`; or a key is fixed.
+    """
+    for layer in layers:
+        for path, _ in _leaves(layer.values):
+            if path[0] in fixed and ".".join(path) not in changeable:
+                raise UsageError(
+                    f"'{'.'.join(path)}' is fixed by the checkpoint",
+                    where=layer.where(path),
+                    hint="train anew to change it",
+                )
+    return resolve([Layer(config.model_dump(), "checkpoint"), *layers], lambda _: {}).config
 
 
 def _merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[KeyPath, str]]:

@@ -68,10 +68,9 @@ def prepare_data(
         return
     for note in report.notes:
         print_note(note)
-    rows = [(split.name, split.num_images, split.num_annotations, split.num_empty_images) for split in report.splits]
+    rows = [(part.name, part.num_images, part.num_annotations, part.num_empty_images) for part in report.splits]
     stdout().print(table(f"{report.name} in {report.root}", ("split", "images", "boxes", "without objects"), rows))
-    headers = ("class", *(split.name for split in report.splits))
-    class_rows = [(name, *(split.class_counts.get(name, 0) for split in report.splits)) for name in report.classes]
-    stdout().print(table("boxes by class", headers, class_rows))
+    class_rows = [(name, *(part.class_counts.get(name, 0) for part in report.splits)) for name in report.classes]
+    stdout().print(table("boxes by class", ("class", *(part.name for part in report.splits)), class_rows))
     if report.recipe:
         print_note(f"recommended recipe: {report.recipe} (`dedetr train` takes it unless told otherwise)")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dedetr_cli.options import Debug, Device, Json, Set
+from dedetr_cli.options import Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_note, stdout
 from dedetr_cli.progress import make_reporter
 from dedetr_cli.tables import evaluation_tables
-
-if TYPE_CHECKING:
-    from core.config.layers import ResolvedConfig
 
 _FLAG_KEYS: dict[str, tuple[str, str]] = {
     "--model": ("model", "name"),
@@ -83,7 +81,11 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out (default: runs/latest) where it stopped.")
     ] = False,
+    override: Annotated[
+        bool, typer.Option("--override", help="Resume although settings or data differ from the run's.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")] = False,
+    trust_checkpoint: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -110,13 +112,26 @@ def train(
     if resume:
         resolved = api.resume_config(out, flags=_by_key(flags), assignments=set_ or [])
     else:
-        resolved = api.resolve_config(
-            flags=_by_key(flags), assignments=set_ or [], config_file=config, preset=preset, environment=os.environ
+        resolved = api.resolve_train_config(
+            flags=_by_key(flags),
+            assignments=set_ or [],
+            config_file=config,
+            preset=preset,
+            environment=os.environ,
+            on_note=print_note,
         )
-    _say_origins(resolved, print_note)
     with make_reporter() as reporter:
         result = api.train(
-            resolved.config, out=out, resume=resume, overwrite=overwrite, weights=weights, reporter=reporter
+            resolved.config,
+            out=out,
+            weights=weights,
+            resume=resume,
+            override=override,
+            overwrite=overwrite,
+            trust=trust_checkpoint,
+            command=sys.argv,
+            reporter=reporter,
+            on_note=print_note,
         )
     if as_json:
         print_json("train", as_dict(result))

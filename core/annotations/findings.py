@@ -1,0 +1,97 @@
+"""What a reader notices in annotations that is no error, and how a reader says what is one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.annotations.records import AnnotationSet
+from core.errors import DataError
+
+NUM_EXAMPLES = 5
+"""How many places an error names before it only counts."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Counts of what is unusual, yet accepted.
+
+    Attributes:
+        zero_size_boxes: boxes without width or height; they were dropped.
+        partly_outside_boxes: boxes that reach over an image's edge; they stay as they are.
+        unlisted_annotations: annotations of images that the file does not list; they were left out.
+        crowd_boxes: boxes around groups of objects (COCO's `iscrowd`).
+        difficult_boxes: boxes marked `difficult` (Pascal VOC); they stay, as any other.
+        images_without_objects: images that no annotation belongs to.
+        classes_without_instances: names of classes that no annotation belongs to.
+    """
+
+    zero_size_boxes: int = 0
+    partly_outside_boxes: int = 0
+    unlisted_annotations: int = 0
+    crowd_boxes: int = 0
+    difficult_boxes: int = 0
+    images_without_objects: int = 0
+    classes_without_instances: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """Return one line for every finding that a user should know of."""
+        sentences = [
+            (self.zero_size_boxes, "boxes without width or height, dropped"),
+            (self.partly_outside_boxes, "boxes that reach over an image's edge, clipped when they are trained on"),
+            (self.unlisted_annotations, "annotations of images that the file does not list, left out"),
+            (self.crowd_boxes, "crowds, which are not trained on and ignored in evaluation"),
+            (self.difficult_boxes, "boxes marked difficult, used as any other"),
+            (self.images_without_objects, "images without objects, used as negatives"),
+        ]
+        notes = [f"{sentence}: {count}" for count, sentence in sentences if count]
+        empty = self.classes_without_instances
+        if empty:
+            more = f" and {len(empty) - NUM_EXAMPLES} more" if len(empty) > NUM_EXAMPLES else ""
+            notes.append(f"classes without instances: {', '.join(empty[:NUM_EXAMPLES])}{more}")
+        return notes
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """A split that was read or made: its annotations, its folder of images, and what was noticed."""
+
+    annotations: AnnotationSet
+    image_root: Path
+    findings: Findings = Findings()
+
+
+def count_findings(
+    annotations: AnnotationSet,
+    *,
+    zero_size_boxes: int = 0,
+    unlisted_annotations: int = 0,
+    difficult_boxes: int = 0,
+) -> Findings:
+    """Count what an annotation set itself shows; the arguments add what only its reader saw."""
+    sizes = {image.id: (image.width, image.height) for image in annotations.images}
+    per_class = Counter(annotation.category_id for annotation in annotations.annotations)
+    partly_outside = 0
+    for annotation in annotations.annotations:
+        left, top, width, height = annotation.box_xywh_px
+        image_width, image_height = sizes[annotation.image_id]
+        partly_outside += left < 0 or top < 0 or left + width > image_width or top + height > image_height
+    return Findings(
+        zero_size_boxes=zero_size_boxes,
+        partly_outside_boxes=partly_outside,
+        unlisted_annotations=unlisted_annotations,
+        crowd_boxes=sum(annotation.is_crowd for annotation in annotations.annotations),
+        difficult_boxes=difficult_boxes,
+        images_without_objects=len(sizes.keys() - {annotation.image_id for annotation in annotations.annotations}),
+        classes_without_instances=tuple(c.name for c in annotations.categories if not per_class[c.id]),
+    )
+
+
+def refuse(file: Path, places: Sequence[str], reason: str, hint: str | None = None) -> DataError:
+    """Return the error of one fault at one or more places of a file: the first few named, all counted."""
+    if len(places) > 1:
+        shown = ", ".join(places[:NUM_EXAMPLES]) + (", ..." if len(places) > NUM_EXAMPLES else "")
+        reason = f"{reason} ({len(places)} such: {shown})"
+    return DataError(reason, where=f"{file}: {places[0]}", hint=hint)

@@ -1,0 +1,88 @@
+"""JSON files and the values in them, checked with errors that name the place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from core.errors import DataError
+
+MAX_ID = 2**63 - 1
+
+
+def load_json(path: Path) -> Any:
+    """Parse a JSON file of any size. NaN and Infinity, which Python writes, are let through for later checks.
+
+    Raises:
+        DataError: the file is missing or is not JSON; names line and column.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError("no such annotation file", where=str(path)) from None
+    except OSError as error:
+        raise DataError(f"cannot read the annotation file: {error.strerror}", where=str(path)) from error
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return _load_json_slowly(content, path)
+
+
+def _load_json_slowly(content: bytes, path: Path) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        if content.lstrip().startswith(b"<"):
+            raise DataError(
+                "this looks like XML, not COCO JSON",
+                where=str(path),
+                hint="convert Pascal VOC files with `dedetr prepare-data FOLDER`",
+            ) from error
+        raise DataError(
+            f"not valid JSON: {error.msg}",
+            where=f"{path}:{error.lineno}:{error.colno}",
+            hint="the file may be cut off; copy or export it again",
+        ) from error
+    except RecursionError as error:
+        raise DataError("not COCO JSON: nested too deeply", where=str(path)) from error
+    except ValueError as error:  # text that is not UTF-8, a number of thousands of digits
+        raise DataError(f"not valid JSON: {error}", where=str(path)) from error
+
+
+def whole(value: Any, where: str, least: int | None = None) -> int:
+    """Return a whole number of 64 bits; with `least`, a size, which may be written as 640.0."""
+    number = int(value) if type(value) is float and value.is_integer() else value
+    if value is None:
+        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where)
+    if type(number) is not int or (type(value) is float and least is None):
+        raise DataError(f"must be a whole number, is {shown(value)}", where=where)
+    if abs(number) > MAX_ID or (least is not None and number < least):
+        raise DataError(f"must be {'positive' if least else 'a 64-bit number'}, is {shown(number)}", where=where)
+    return number
+
+
+def text(value: Any, where: str) -> str:
+    """Return text that is not empty."""
+    if value is None:
+        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where)
+    if not isinstance(value, str):
+        raise DataError(f"must be text, is {kind(value)}", where=where)
+    if not value.strip():
+        raise DataError("must not be empty", where=where)
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError("is not valid Unicode", where=where)
+    return value
+
+
+def kind(value: Any) -> str:
+    """Name the kind of a JSON value for people."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "missing or null"}
+    return kinds.get(type(value), "a number")
+
+
+def shown(value: Any) -> str:
+    """Write a JSON value for people, shortened."""
+    return kind(value) if isinstance(value, (list, dict)) else repr(value)[:40]

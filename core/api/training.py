@@ -1,0 +1,178 @@
+"""Training: from what a user says to a configuration, and from a configuration to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.annotations.prepared import open_dataset
+from core.api.common import LATEST, Say, say_nothing
+from core.config.layers import (
+    Layer,
+    ResolvedConfig,
+    assignments_layer,
+    environment_layer,
+    file_layer,
+    items_layer,
+    resolve,
+)
+from core.config.presets import preset_layer
+from core.config.schema import Config
+from core.config.yaml_file import KeyPath
+from core.errors import CheckpointError, UsageError
+from core.models.specs import get_spec
+
+if TYPE_CHECKING:
+    from core.assembly import Assembly
+    from core.trainer.loop import TrainResult
+    from core.trainer.reporter import Reporter
+
+NO_PRESET = "none"
+
+Flags = Mapping[KeyPath, tuple[str, Any]]
+"""Values by key path, each with the flag's name."""
+
+
+def resolve_train_config(
+    *,
+    flags: Flags | None = None,
+    assignments: Sequence[str] = (),
+    config_file: Path | None = None,
+    preset: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    on_note: Say = say_nothing,
+) -> ResolvedConfig:
+    """Lay flag > assignment > environment > file > preset > model > default over each other, and check the result.
+
+    Without a preset the data set's recommended recipe is taken, and `on_note` told.
+
+    Args:
+        flags: by key path, with the flag's name for messages.
+        assignments: `section.key=value`.
+        config_file: YAML.
+        preset: a preset's name, or `none` to take no recipe either.
+        environment: variables; those that begin with `DEDETR_` count.
+        on_note: is told which recipe was taken.
+
+    Raises:
+        UsageError: a key, value, file or preset cannot be used.
+    """
+    layers = [file_layer(config_file)] if config_file else []
+    layers += [environment_layer(environment or {}), assignments_layer(assignments), _flag_layer(flags or {})]
+    if preset is None:
+        data_root = resolve(layers, _model_defaults).config.data.root
+        recipe = open_dataset(Path(data_root)).recipe
+        if recipe:
+            on_note(f"took the recipe '{recipe}' that {data_root} recommends (--preset none refuses it)")
+            layers.insert(0, preset_layer(recipe))
+    elif preset != NO_PRESET:
+        layers.insert(0, preset_layer(preset))
+    return resolve(layers, _model_defaults)
+
+
+def resume_config(
+    run: Path | None = None, *, flags: Flags | None = None, assignments: Sequence[str] = ()
+) -> ResolvedConfig:
+    """Return the configuration of a run to resume, with what is said now laid over it.
+
+    Raises:
+        CheckpointError: there is no such run.
+        UsageError: a key or value cannot be used.
+    """
+    file = (run or LATEST) / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError("there is no run to resume", where=str(file.parent), hint="name its folder with --out")
+    return resolve([file_layer(file), assignments_layer(assignments), _flag_layer(flags or {})], _model_defaults)
+
+
+def _flag_layer(flags: Flags) -> Layer:
+    values = {path: value for path, (_, value) in flags.items()}
+    return items_layer(values, {path: flag for path, (flag, _) in flags.items()}, "flag")
+
+
+def _model_defaults(name: str) -> Mapping[str, Any]:
+    return get_spec(name).config_defaults()
+
+
+def train(
+    config: Config,
+    *,
+    out: Path | None = None,
+    weights: Path | None = None,
+    resume: bool = False,
+    override: bool = False,
+    overwrite: bool = False,
+    trust: bool = False,
+    command: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    on_note: Say = say_nothing,
+) -> TrainResult:
+    """Train a detector in one process; see `core.trainer.loop.train`.
+
+    Args:
+        config: of the run, see `resolve_train_config`.
+        out: the run folder; None for a new one below `runs`, or to resume the latest.
+        weights: start from this detector's weights.
+        resume: go on with the run in `out`.
+        override: resume although settings or data differ from the run's.
+        overwrite: replace an earlier run in `out`.
+        trust: unpickle `weights` even if that could run code.
+        command: the words of the command line, for the manifest.
+        reporter: is told what happens.
+        on_note: is told what is trained on, and what is unusual about it.
+
+    Raises:
+        DedetrError: see the classes of `core.errors`; nothing is made of a run that cannot begin.
+    """
+    from core.assembly import assemble
+    from core.device import choose_device
+    from core.trainer.inputs import make_datasets, read_training_inputs
+    from core.trainer.loop import train as run_loop
+    from core.trainer.run_folder import RunFolder
+
+    if resume and (weights is not None or overwrite):
+        raise UsageError("--resume goes on with everything of a run", hint="leave out --weights and --overwrite")
+    RunFolder.check_free(out, overwrite=overwrite or resume)
+    device = choose_device(config.run.device)
+    _note_unreached_drop(config, on_note)
+    inputs = read_training_inputs(config, on_note)
+    assembly = assemble(config, inputs.classes, load_backbone_weights=not resume and weights is None)
+    if weights is not None:
+        _start_from(assembly, weights, trust=trust, on_note=on_note)
+    train_dataset, validation = make_datasets(inputs, assembly)
+    folder = (
+        RunFolder.reopen(out or LATEST) if resume else RunFolder.create(out, config.model.name, overwrite=overwrite)
+    )
+    with folder:
+        folder.mark_latest()
+        return run_loop(
+            assembly,
+            train_dataset,
+            validation,
+            folder,
+            device,
+            inputs.identity,
+            command=command,
+            reporter=reporter,
+            resume=resume,
+            override=override,
+        )
+
+
+def _start_from(assembly: Assembly, weights: Path, *, trust: bool, on_note: Say) -> None:
+    """Fill a detector with the weights of another; the head's rows go to the classes of equal name."""
+    from core.models.weights import load_into, read_weights
+    from core.trainer.checkpoint import find_model_file
+
+    names = [category.name for category in assembly.classes]
+    report = load_into(assembly.model, read_weights(find_model_file(weights), trust=trust), names)
+    kept = ", ".join(report.kept_classes) or "none"
+    fresh = ", ".join(report.fresh_classes) or "none"
+    on_note(f"weights of {weights}: {len(report.loaded)} tensors; classes kept: {kept}; new: {fresh}")
+
+
+def _note_unreached_drop(config: Config, on_note: Say) -> None:
+    drop, epochs = config.schedule.lr_drop_epoch, config.schedule.epochs
+    if drop is not None and drop >= epochs:
+        on_note(f"the learning rate drops after epoch {drop}, which {epochs} epochs do not reach")

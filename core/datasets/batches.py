@@ -1,0 +1,308 @@
+"""Samples to padded batches, in an order that depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from core.config.schema import DataConfig
+from core.datasets.dataset import DetectionDataset, Sample
+from core.datasets.seeds import derived_generator
+from core.errors import DedetrError, MachineError, UsageError
+from core.structures import ImageBatch, Target
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded images with what belongs to them.
+
+    Attributes:
+        images: the padded images.
+        targets: one for each image.
+        image_ids: as in the annotation file.
+        original_sizes_hw: (B, 2) int64, height and width in pixels before any transform.
+    """
+
+    images: ImageBatch
+    targets: tuple[Target, ...]
+    image_ids: tuple[int, ...]
+    original_sizes_hw: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; from pinned memory the copies do not block."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            targets=tuple(target.to(device) for target in self.targets),
+            original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; called by PyTorch's DataLoader."""
+        images = ImageBatch(
+            self.images.pixels.pin_memory(), self.images.padding_mask.pin_memory(), self.images.sizes_hw.pin_memory()
+        )
+        targets = tuple(
+            Target(target.boxes_cxcywh_norm.pin_memory(), target.labels.pin_memory()) for target in self.targets
+        )
+        return replace(self, images=images, targets=targets, original_sizes_hw=self.original_sizes_hw.pin_memory())
+
+
+def pad_images(images: Sequence[Tensor]) -> ImageBatch:
+    """Pad normalised images (3, h, w) with zeros at the bottom and right to the largest height and width."""
+    sizes_hw = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
+    height, width = sizes_hw.amax(0).tolist()
+    pixels = images[0].new_zeros(len(images), 3, height, width)
+    padding_mask = torch.ones(len(images), height, width, dtype=torch.bool)
+    for row, image in enumerate(images):
+        pixels[row, :, : image.shape[-2], : image.shape[-1]] = image
+        padding_mask[row, : image.shape[-2], : image.shape[-1]] = False
+    return ImageBatch(pixels, padding_mask, sizes_hw)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Make a batch of at least one sample."""
+    return Batch(
+        images=pad_images([sample.pixels for sample in samples]),
+        targets=tuple(sample.target for sample in samples),
+        image_ids=tuple(sample.image_id for sample in samples),
+        original_sizes_hw=torch.tensor([sample.original_size_hw for sample in samples], dtype=torch.int64),
+    )
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Which images, as (epoch, index), make which batch of an epoch.
+
+    The order is a permutation drawn from (seed, epoch). The last incomplete batch is left out, unless there
+    are fewer images than one batch. With several processes the batches are formed first; then each round of
+    `world_size` consecutive batches goes to the ranks in turn and a last incomplete round is left out, so that
+    all ranks take equally many steps and R ranks see in one step what one process sees in R.
+
+    Raises:
+        UsageError: there are no images, or fewer batches than processes.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.num_images = num_images
+        self.batch_size = min(batch_size, num_images)
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start_batch = 0
+        if num_images == 0:
+            raise UsageError("there is no image to train on", where="data.subset", hint="choose a larger subset")
+        self.num_batches = num_images // self.batch_size // world_size
+        if self.num_batches == 0:
+            raise UsageError(
+                f"{num_images} images in batches of {batch_size} are too few for {world_size} processes",
+                where="data.batch_size",
+                hint=f"set it to {num_images // world_size}" if num_images >= world_size else "use fewer processes",
+            )
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = derived_generator("order", self.seed, self.epoch)
+        order = torch.randperm(self.num_images, generator=generator).tolist()
+        for step in range(self.start_batch, self.num_batches):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield [(self.epoch, index) for index in order[first : first + self.batch_size]]
+
+
+class EvalBatches(Sampler[list[tuple[int, int]]]):
+    """All images in the file's order; whole batches go to the ranks in turn, so each image is seen once.
+
+    Batches are the same for any number of processes, so their padding and with it the numbers are too. Ranks
+    may get different numbers of batches, also none.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self._firsts = range(rank * batch_size, num_images, world_size * batch_size)
+        self._num_images = num_images
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for first in self._firsts:
+            yield [(0, index) for index in range(first, min(first + self._batch_size, self._num_images))]
+
+
+class _ReportingDataset(Dataset["Sample | DedetrError"]):
+    """Returns an error of ours instead of raising it.
+
+    PyTorch would raise it again from a message alone, with the worker's traceback in it and `where` and
+    `hint` lost; as a value it travels whole.
+    """
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DedetrError:
+        try:
+            return self._dataset[key]
+        except DedetrError as error:
+            return error
+
+
+def _collate_or_report(samples: Sequence[Sample | DedetrError]) -> Batch | DedetrError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, DedetrError):
+            return sample
+        good.append(sample)
+    return collate(good)
+
+
+def _start_worker(worker_id: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C and the scheduler's SIGTERM reach the whole process group. The parent decides what to do, saves,
+    # and ends its workers by closing their queues; they also end by themselves when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid|shared memory(\(shm\)| object)")
+
+
+@contextmanager
+def data_worker_errors() -> Iterator[None]:
+    """Turn PyTorch's error about a dead data worker into a `MachineError`.
+
+    PyTorch raises it from a signal handler, so at any line while workers run: wrap the loop, not only the
+    loader's `next`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not _DEAD_WORKER.search(text):
+            raise
+        raise MachineError(
+            f"a data worker died: {text.splitlines()[0]}",
+            where="data.num_workers",
+            hint="the machine may be short of memory or of /dev/shm: use fewer workers, or 0",
+        ) from error
+
+
+class _Loader:
+    """A DataLoader whose workers stay alive from epoch to epoch."""
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        batches: TrainBatches | EvalBatches,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self.dataset = dataset
+        # More workers than batches would only wait.
+        num_workers = min(num_workers, len(batches))
+        self._loader: DataLoader[Sample | DedetrError] = DataLoader(
+            _ReportingDataset(dataset),
+            batch_sampler=batches,
+            collate_fn=_collate_or_report,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_start_worker,
+            # Without one of its own the loader would draw its workers' seed from the global random numbers,
+            # and so change the dropout of a run that resumes in the middle of an epoch.
+            generator=torch.Generator(),
+        )
+
+    def _iterate(self) -> Iterator[Batch]:
+        with data_worker_errors():
+            for batch in self._loader:
+                if isinstance(batch, DedetrError):
+                    raise batch
+                yield batch
+
+
+class TrainLoader(_Loader):
+    """Batches of training, epoch by epoch.
+
+    Args:
+        dataset: what to train on.
+        config: `batch_size` and `num_workers` are used.
+        seed: of the order; the augmentation has the data set's own.
+        rank: of this process.
+        world_size: number of processes; `batch_size` is that of each.
+        pin_memory: put batches into page-locked memory, for CUDA.
+
+    Raises:
+        UsageError: there are no images, or fewer batches than processes.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        config: DataConfig,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self._batches = TrainBatches(len(dataset), config.batch_size, seed, rank, world_size)
+        super().__init__(dataset, self._batches, num_workers=config.num_workers, pin_memory=pin_memory)
+
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch on this rank."""
+        return len(self._batches)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch (0, 1, ...), from `start_batch` on where a run resumes.
+
+        Raises:
+            DataError: an image cannot be read.
+            MachineError: a data worker died.
+        """
+        self._batches.epoch = epoch
+        self._batches.start_batch = start_batch
+        return self._iterate()
+
+
+class EvalLoader(_Loader):
+    """Batches of evaluation in the file's order; each image on exactly one rank.
+
+    Args:
+        dataset: what to evaluate on.
+        config: `batch_size` and `num_workers` are used.
+        rank: of this process.
+        world_size: number of processes.
+        pin_memory: put batches into page-locked memory, for CUDA.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        config: DataConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self._batches = EvalBatches(len(dataset), config.batch_size, rank, world_size)
+        super().__init__(dataset, self._batches, num_workers=config.num_workers, pin_memory=pin_memory)
+
+    def __len__(self) -> int:
+        """Number of batches on this rank."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._iterate()

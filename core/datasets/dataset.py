@@ -1,0 +1,153 @@
+"""Annotated images as a PyTorch data set: one sample is pixels and a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
+
+from core.annotations.images import open_image
+from core.annotations.records import Annotation, AnnotationSet, Category
+from core.datasets.seeds import derived_generator
+from core.datasets.transforms import TransformedImage, clip_boxes
+from core.errors import DataError, DedetrError
+from core.files import join_within
+from core.structures import Target
+
+Transform = Callable[[Tensor, Tensor, Tensor, "torch.Generator | None"], TransformedImage]
+"""(image (3, H, W) uint8, boxes_xyxy_px (N, 4), labels (N,), generator) -> what the model sees."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, ready for a batch.
+
+    Attributes:
+        pixels: (3, h, w) float, normalised.
+        target: boxes as shares of the image, and labels.
+        image_id: its id in the annotation file.
+        original_size_hw: height and width in pixels before any transform.
+    """
+
+    pixels: Tensor
+    target: Target
+    image_id: int
+    original_size_hw: tuple[int, int]
+
+
+class DetectionDataset(Dataset[Sample]):
+    """The images of an annotation file and their boxes.
+
+    Boxes are clipped to their image, and those without an area are dropped. An image without objects has
+    boxes of shape (0, 4).
+
+    Args:
+        annotations: images and boxes.
+        image_root: the folder that the file names are below.
+        classes: the position of a category here is its label, 0..C-1.
+        transform: applied to every image, see `core.datasets.transforms`.
+        seed: of the augmentation.
+        drop_crowds: leave out boxes that stand for a crowd, as training does.
+
+    Raises:
+        DataError: an annotation's category is none of the classes, or its image is not listed.
+    """
+
+    def __init__(
+        self,
+        annotations: AnnotationSet,
+        image_root: Path,
+        classes: Sequence[Category],
+        transform: Transform,
+        *,
+        seed: int,
+        drop_crowds: bool,
+    ) -> None:
+        self.images = annotations.images
+        self.image_root = image_root
+        self.classes = tuple(classes)
+        self.transform = transform
+        self.seed = seed
+        boxes = pack_boxes(annotations, classes, drop_crowds=drop_crowds)
+        self._boxes_xyxy_px, self._labels, self._first = boxes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def annotated(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the boxes (N, 4) as xyxy in original pixels, and labels (N,), of the image at `index`."""
+        rows = slice(int(self._first[index]), int(self._first[index + 1]))
+        return self._boxes_xyxy_px[rows], self._labels[rows]
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Return the image at `index` as epoch `epoch` sees it; `key` is (epoch, index).
+
+        Raises:
+            DataError: the image is missing, damaged, or not of the size that its annotations state.
+        """
+        epoch, index = key
+        record = self.images[index]
+        try:
+            image = open_image(join_within(self.image_root, record.file_name), (record.width, record.height))
+        except DedetrError as error:
+            error.message = f"{error.message} (image id {record.id})"
+            raise
+        boxes_xyxy_px, labels = self.annotated(index)
+        generator = derived_generator("augmentation", self.seed, epoch, index)
+        transformed = self.transform(functional.pil_to_tensor(image), boxes_xyxy_px, labels, generator)
+        target = Target(transformed.boxes_cxcywh_norm, transformed.labels)
+        return Sample(transformed.pixels, target, record.id, (record.height, record.width))
+
+
+def pack_boxes(
+    annotations: AnnotationSet, classes: Sequence[Category], *, drop_crowds: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay out all usable boxes of an annotation file one after the other, image by image.
+
+    Three tensors instead of a million small objects: worker processes share them without copying.
+
+    Returns:
+        boxes_xyxy_px (N, 4) float32, labels (N,) int64, and (num_images + 1,) int64 with the row at which each
+        image begins.
+
+    Raises:
+        DataError: an annotation's category is none of the classes, or its image is not listed.
+    """
+    label_of = {category.id: label for label, category in enumerate(classes)}
+    edges: list[tuple[float, float, float, float]] = []
+    labels: list[int] = []
+    image_rows: list[int] = []
+    by_image = _grouped(annotations)
+    for row, image in enumerate(annotations.images):
+        for annotation in by_image[image.id]:
+            if drop_crowds and annotation.is_crowd:
+                continue
+            if annotation.category_id not in label_of:
+                known = ", ".join(f"{category.id} {category.name}" for category in classes)
+                raise DataError(
+                    f"category id {annotation.category_id} is none of the classes",
+                    where=f"annotation {annotation.id} of {image.file_name}",
+                    hint=f"classes: {known}",
+                )
+            left, top, width, height = annotation.box_xywh_px
+            edges.append((left, top, left + width, top + height))
+            labels.append(label_of[annotation.category_id])
+            image_rows.append(row)
+    row_of = torch.tensor(image_rows, dtype=torch.int64)
+    sizes_hw = torch.tensor([(image.height, image.width) for image in annotations.images]).reshape(-1, 2)
+    boxes, kept = clip_boxes(torch.tensor(edges, dtype=torch.float32).reshape(-1, 4), sizes_hw[row_of])
+    num_boxes = torch.bincount(row_of[kept], minlength=len(sizes_hw))
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), num_boxes.cumsum(0)])
+    return boxes, torch.tensor(labels, dtype=torch.int64)[kept], first
+
+
+def _grouped(annotations: AnnotationSet) -> dict[int, list[Annotation]]:
+    try:
+        return annotations.by_image()
+    except KeyError as error:
+        raise DataError(f"an annotation names image id {error.args[0]}, which is not listed") from None

@@ -1,0 +1,1 @@
+"""How good a detector is: COCO numbers, equal to those of pycocotools."""

@@ -1,0 +1,158 @@
+"""Convolutional networks that images pass first: torchvision's ResNets here, timm's in `timm_backbone`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.ops import FrozenBatchNorm2d
+
+from core.config.schema import BackboneConfig
+from core.errors import UsageError, nearest
+from core.models.backbone_weights import load_torchvision_weights
+
+_NORMS: dict[str, Callable[..., nn.Module]] = {
+    "frozen_batch_norm": FrozenBatchNorm2d,
+    "batch_norm": nn.BatchNorm2d,
+    "group_norm": partial(nn.GroupNorm, 32),
+}
+_STAGES = ("layer2", "layer3", "layer4")
+
+Triple = tuple[float, float, float]
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """Makes feature maps of images.
+
+    Args:
+        num_channels: of each map.
+        strides: of each map, image pixels from one cell to the next.
+        pixel_mean: of each channel of the images it was trained on, for pixels in [0, 1].
+        pixel_std: likewise.
+    """
+
+    def __init__(
+        self,
+        num_channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        pixel_mean: Triple = IMAGENET_MEAN,
+        pixel_std: Triple = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.strides = strides
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
+        self._frozen: list[nn.Module] = []
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> per level (B, C, H / stride, W / stride), rounded as the network does; the finest first."""
+
+    def freeze(self, module: nn.Module) -> None:
+        """Keep a part as it is: no gradients, and evaluation mode (statistics, dropout) for good."""
+        module.requires_grad_(False)
+        module.eval()
+        self._frozen.append(module)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode of all parts that are not frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+class ResNetBackbone(Backbone):
+    """A torchvision ResNet without its classifier.
+
+    Args:
+        network: the ResNet.
+        num_levels: how many of its last stages give a map: 1 (C5) or 3 (C3, C4, C5).
+        dilation: whether its last stage keeps the stride of the one before.
+    """
+
+    def __init__(self, network: resnet.ResNet, num_levels: int, dilation: bool) -> None:
+        deepest = network.fc.in_features
+        strides = (8, 16, 16 if dilation else 32)
+        super().__init__((deepest // 4, deepest // 2, deepest)[-num_levels:], strides[-num_levels:])
+        # A ResNet runs its children one after the other.
+        children = dict(network.named_children())
+        self.body = nn.ModuleDict({name: part for name, part in children.items() if name not in ("avgpool", "fc")})
+        self.taps = _STAGES[-num_levels:]
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        # On CPUs convolutions are much faster this way; results differ by rounding alone.
+        current = pixels.contiguous(memory_format=torch.channels_last)
+        features = []
+        for name, part in self.body.items():
+            current = part(current)
+            if name in self.taps:
+                features.append(current)
+        return features
+
+
+def build_backbone(config: BackboneConfig, num_levels: int, *, download: bool = False) -> Backbone:
+    """Return a backbone with its weights loaded.
+
+    Args:
+        config: name, weights, norm, and what stays frozen.
+        num_levels: 1 for a map of stride 32 alone (16 with dilation), 3 for strides 8, 16 and 32.
+        download: fetch torchvision's weights if they are not in its cache.
+
+    Raises:
+        UsageError: unknown name, or settings that do not go together.
+        MachineError: timm is not installed, or the weights are not on this machine and may not be fetched.
+        CheckpointError: a weight file is damaged or of another network.
+    """
+    if config.name.startswith("timm/"):
+        from core.models.timm_backbone import build_timm_backbone
+
+        return build_timm_backbone(config, num_levels)
+    backbone = ResNetBackbone(_build_resnet(config), num_levels, config.dilation)
+    if config.weights is not None:
+        if config.norm == "group_norm":
+            raise UsageError(
+                "pretrained weights are made for batch norm and do not fit group norm",
+                where="backbone.norm",
+                hint="set backbone.weights=null to train from scratch, or use backbone.norm=frozen_batch_norm",
+            )
+        load_torchvision_weights(backbone.body, config.name, config.weights, download=download)
+    if config.freeze_stem:
+        for name in ("conv1", "bn1", "layer1"):
+            backbone.freeze(backbone.body[name])
+    return backbone
+
+
+def _build_resnet(config: BackboneConfig) -> resnet.ResNet:
+    options: dict[str, Any] = {
+        "norm_layer": _NORMS[config.norm],
+        "replace_stride_with_dilation": (False, False, config.dilation),
+    }
+    known = ["resnet10", *(name for name in torchvision.models.list_models() if name in resnet.__all__)]
+    if config.name not in known:
+        raise UsageError(
+            f"unknown backbone '{config.name}'",
+            where="backbone.name",
+            hint=f"{nearest(config.name, known)} timm's networks are named timm/NAME",
+        )
+    try:
+        if config.name == "resnet10":
+            return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], **options)
+        network: resnet.ResNet = torchvision.models.get_model(config.name, weights=None, **options)
+    except NotImplementedError as error:
+        raise UsageError(
+            f"{config.name} cannot be dilated",
+            where="backbone.dilation",
+            hint="use a ResNet of 50 or more layers, or backbone.dilation=false",
+        ) from error
+    return network

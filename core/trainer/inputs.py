@@ -1,0 +1,141 @@
+"""What a run is trained and evaluated on: read, and checked before anything is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.annotations.images import check_image
+from core.annotations.prepared import open_dataset, read_split
+from core.annotations.records import AnnotationSet, Category, PreparedDataset
+from core.annotations.subsets import find_subset
+from core.assembly import Assembly
+from core.config.schema import Config
+from core.datasets.dataset import DetectionDataset
+from core.datasets.statistics import count_images_over
+from core.errors import DataError, DedetrError, UsageError
+from core.evaluation.preflight import replay_ground_truth
+from core.files import join_within, sha256_of
+from core.trainer.loop import Validation
+from core.trainer.run_folder import DatasetIdentity
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Annotations of a run, checked.
+
+    Attributes:
+        dataset: the data set they are from.
+        classes: by label.
+        train: what is trained on: the train split or a subset of it.
+        val: what is evaluated on; None where the data set has no val split.
+        identity: name and hashes of both.
+    """
+
+    dataset: PreparedDataset
+    classes: tuple[Category, ...]
+    train: AnnotationSet
+    val: AnnotationSet | None
+    identity: DatasetIdentity
+
+
+def read_training_inputs(config: Config, say: Say) -> TrainingInputs:
+    """Read and check the annotations and the images' headers.
+
+    Args:
+        config: names the data set and the subset, and has the number of queries.
+        say: is told what is trained on, and what is unusual about it.
+
+    Raises:
+        DataError: the data set is missing or has a fault.
+        UsageError: more (repeated) labels than queries, unless the configuration allows it.
+    """
+    dataset = open_dataset(Path(config.data.root))
+    subset_file = find_subset(dataset, config.data.subset) if config.data.subset is not None else None
+    train, findings = read_split(dataset, "train", subset_file)
+    for note in findings.notes():
+        say(f"train: {note}")
+    which = f"subset {config.data.subset}" if subset_file else "the whole train split"
+    say(f"training on {which} of {dataset.name}: all {len(train.images)} images")
+    files = {"train": subset_file or dataset.splits["train"].annotation_file}
+    val: AnnotationSet | None = None
+    if "val" in dataset.splits:
+        val, findings = read_split(dataset, "val")
+        for note in findings.notes():
+            say(f"val: {note}")
+        files["val"] = dataset.splits["val"].annotation_file
+    else:
+        say("the data set has no val split: nothing is evaluated")
+    _check_queries(train, config, say)
+    check_images(train, dataset.splits["train"].image_root)
+    if val is not None:
+        check_images(val, dataset.splits["val"].image_root)
+    identity = DatasetIdentity(dataset.name, {split: sha256_of(file) for split, file in files.items()})
+    return TrainingInputs(dataset, dataset.classes, train, val, identity)
+
+
+def make_datasets(inputs: TrainingInputs, assembly: Assembly) -> tuple[DetectionDataset, Validation | None]:
+    """Make the data sets, and replay a sample of each one's ground truth.
+
+    Raises:
+        DataError: the ground truth itself does not score an AP of 0.99: ids, names or box formats are wrong.
+    """
+    splits, seed = inputs.dataset.splits, assembly.config.run.seed
+    train = DetectionDataset(
+        inputs.train,
+        splits["train"].image_root,
+        inputs.classes,
+        assembly.train_transform,
+        seed=seed,
+        drop_crowds=True,
+    )
+    as_evaluated = DetectionDataset(
+        inputs.train, splits["train"].image_root, inputs.classes, assembly.eval_transform, seed=seed, drop_crowds=True
+    )
+    replay_ground_truth(as_evaluated, inputs.train, inputs.classes, split="train")
+    if inputs.val is None:
+        return train, None
+    val = DetectionDataset(
+        inputs.val, splits["val"].image_root, inputs.classes, assembly.eval_transform, seed=seed, drop_crowds=False
+    )
+    replay_ground_truth(val, inputs.val, inputs.classes, split="val")
+    return train, Validation(val, inputs.val)
+
+
+def check_images(annotations: AnnotationSet, image_root: Path) -> None:
+    """Check that every listed image is there, whole, and of the stated size, without decoding it.
+
+    Raises:
+        DataError: names the first such image and counts them.
+    """
+    first: DedetrError | None = None
+    num_bad = 0
+    for image in annotations.images:
+        try:
+            check_image(join_within(image_root, image.file_name), (image.width, image.height))
+        except DataError as error:
+            first = first or error
+            num_bad += 1
+    if first is None:
+        return
+    if num_bad > 1:
+        first.message += f" ({num_bad} images have a fault)"
+    raise first
+
+
+def _check_queries(train: AnnotationSet, config: Config, say: Say) -> None:
+    num_queries = config.model.num_queries
+    demand = count_images_over(train, num_queries, config.label_augmentation)
+    if demand.num_images_over == 0:
+        return
+    text = f"{demand.num_images_over} images have more labels, repeated ones counted, than the {num_queries} queries"
+    if not config.data.allow_more_labels_than_queries:
+        raise UsageError(
+            text,
+            where="model.num_queries",
+            hint=f"--num-queries {demand.num_queries_needed} fits all, or --set data.allow_more_labels_than_queries=true",
+        )
+    say(f"{text}; some labels go untrained there")

@@ -1,0 +1,79 @@
+"""Pictures as files: an image with what was found in it, or beside what should be."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from core.annotations.images import open_image
+from core.files import write_atomic
+from core.structures import Detections
+from core.visualization.draw import draw_detections, side_by_side
+
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+
+def picture_paths(folder: Path, images: Sequence[Path]) -> list[Path]:
+    """Return where the picture of each image goes: under its own name, numbered where names are equal."""
+    taken: set[str] = set()
+    paths: list[Path] = []
+    for image in images:
+        suffix = ".jpg" if image.suffix.lower() in _JPEG_SUFFIXES else ".png"
+        name, number = f"{image.stem}{suffix}", 1
+        while name in taken:
+            number += 1
+            name = f"{image.stem}-{number}{suffix}"
+        taken.add(name)
+        paths.append(folder / name)
+    return paths
+
+
+def draw_prediction(image: Path, detections: Detections, class_names: Sequence[str], out: Path) -> None:
+    """Write an image with its detections drawn on it.
+
+    Raises:
+        DataError: the image cannot be read.
+        MachineError: the picture cannot be written.
+    """
+    picture = draw_detections(
+        open_image(image), detections.boxes_xyxy_px, detections.labels, detections.scores, class_names
+    )
+    save_picture(picture, out)
+
+
+def draw_comparison(
+    image: Path,
+    boxes_xyxy_px: Tensor,
+    labels: Tensor,
+    detections: Detections,
+    class_names: Sequence[str],
+    out: Path,
+) -> None:
+    """Write an image twice, with its annotations (N, 4), (N,) on the left and its detections on the right.
+
+    Raises:
+        DataError: the image cannot be read.
+        MachineError: the picture cannot be written.
+    """
+    opened = open_image(image)
+    truth = draw_detections(opened, boxes_xyxy_px, labels, None, class_names)
+    found = draw_detections(opened, detections.boxes_xyxy_px, detections.labels, detections.scores, class_names)
+    save_picture(side_by_side(truth, found, ("ground truth", "predictions")), out)
+
+
+def save_picture(picture: Image.Image, out: Path) -> None:
+    """Write a picture as JPEG or PNG, by the name's suffix.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
+    content = io.BytesIO()
+    if out.suffix.lower() in _JPEG_SUFFIXES:
+        picture.save(content, format="JPEG", quality=92)
+    else:
+        picture.save(content, format="PNG")
+    write_atomic(out, content.getvalue())

@@ -1,0 +1,133 @@
+"""What bad input gets: one line, one hint, the promised exit code, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.conftest import TINY, dedetr
+
+
+def check(done: object, code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr  # type: ignore[attr-defined]
+    lines = done.stderr.strip().splitlines()  # type: ignore[attr-defined]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, lines
+    assert "Traceback" not in done.stderr  # type: ignore[attr-defined]
+    for word in words:
+        assert word in done.stderr, done.stderr  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        pytest.param(["train"], 3, ["data", "hint: ", "prepare-data"], id="missing-data"),
+        pytest.param(["eval"], 4, ["runs/latest", "hint: "], id="no-checkpoint"),
+        pytest.param(["predict", "images"], 4, ["runs/latest"], id="predict-no-checkpoint"),
+        pytest.param(["predict"], 2, ["INPUTS"], id="F75-missing-argument"),
+        pytest.param(["train", "--model", "dela-der"], 2, ["unknown model 'dela-der'", "did you mean 'dela-detr'?"], id="F75-model"),
+        pytest.param(["train", "--modle", "detr"], 2, ["--modle", "--model"], id="F75-flag"),
+        pytest.param(["trian"], 2, ["trian"], id="F75-command"),
+        pytest.param(["train", "--preset", "dem"], 2, ["did you mean 'demo'?"], id="F75-preset"),
+        pytest.param(["train", "--set", "data.shortside=3"], 2, ["did you mean 'short_side'?"], id="F75-key"),
+        pytest.param(["train", "--lr", "-1"], 2, ["--lr", "greater than 0"], id="F76-negative"),
+        pytest.param(["train", "--epochs", "ten"], 2, ["--epochs", "ten"], id="F76-type"),
+        pytest.param(["subsample", "--rate", "1.5"], 2, ["--rate", "(0, 1]"], id="F76-rate"),
+        pytest.param(["subsample", "--rate", "0"], 2, ["--rate"], id="rate-zero"),
+        pytest.param(["subsample", "--rate", "nan"], 2, ["--rate"], id="rate-nan"),
+        pytest.param(["subsample", "--rate", "0.5"], 3, ["prepare-data"], id="subsample-missing-data"),
+        pytest.param(["prepare-data", "nowhere"], 3, ["nowhere"], id="prepare-missing-source"),
+        pytest.param(["eval", "--checkpoint", "nowhere.pth"], 4, ["nowhere.pth"], id="missing-weights"),
+    ],
+)
+def test_in_an_empty_folder(tmp_path: Path, arguments: list[str], code: int, words: list[str]) -> None:
+    check(dedetr(*arguments, cwd=tmp_path), code, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_is_not_empty(demo: Path) -> None:
+    (demo / "runs" / "full").mkdir(parents=True, exist_ok=True)
+    (demo / "runs" / "full" / "mine.txt").write_text("keep me")
+    check(dedetr("train", "--out", "runs/full", *TINY, cwd=demo), 2, "runs/full", "--resume", "--overwrite")
+    assert (demo / "runs" / "full" / "mine.txt").read_text() == "keep me"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_asked_for_and_absent(demo: Path) -> None:
+    done = dedetr("train", "--out", "runs/cuda", *TINY, "--device", "cuda", cwd=demo)
+    check(done, 5, "cuda", "--device cpu")
+    assert not (demo / "runs" / "cuda").exists()
+
+
+def test_more_repeated_labels_than_queries(demo: Path) -> None:
+    done = dedetr("train", "--out", "runs/few", *TINY, "--num-queries", "3", cwd=demo)
+    check(done, 2, "num_queries", "images")
+    assert not (demo / "runs" / "few").exists()
+
+
+@pytest.fixture
+def copy(demo: Path, tmp_path: Path) -> Path:
+    shutil.copytree(demo / "data", tmp_path / "data")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path: path.write_bytes(b""), id="F21-zero-byte"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), id="F20-truncated"),
+        pytest.param(lambda path: path.write_text("no image"), id="F22-no-image"),
+        pytest.param(lambda path: path.unlink(), id="F19-missing"),
+    ],
+)
+def test_an_unreadable_image(copy: Path, damage: object) -> None:
+    document = json.loads((copy / "data" / "annotations" / "train.json").read_text())
+    name = document["images"][0]["file_name"]
+    victim = next(path for path in (copy / "data").rglob(Path(name).name))
+    damage(victim)  # type: ignore[operator]
+    done = dedetr("train", "--out", "runs/bad", *TINY, cwd=copy)
+    check(done, 3, Path(name).name)
+
+
+def test_class_ids_that_do_not_fit_stop_before_the_first_step(copy: Path) -> None:
+    path = copy / "data" / "annotations" / "train.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        annotation["category_id"] += 40
+    path.write_text(json.dumps(document))
+    check(dedetr("train", "--out", "runs/ids", *TINY, cwd=copy), 3, "categor")
+
+
+def test_boxes_written_as_corners_stop_before_the_first_step(copy: Path) -> None:
+    path = copy / "data" / "annotations" / "train.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        left, top, width, height = annotation["bbox"]
+        annotation["bbox"] = [left, top, left + width, top + height]
+    path.write_text(json.dumps(document))
+    check(dedetr("train", "--out", "runs/xyxy", *TINY, cwd=copy), 3, "train")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = dedetr("train", "--debug", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    for command in ([], ["train"], ["predict"], ["subsample"]):
+        done = dedetr(*command, "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout
+
+
+def test_prepare_and_subsample_need_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    for command in (["prepare-data"], ["subsample", "--rate", "0.1"]):
+        done = dedetr(*command, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr

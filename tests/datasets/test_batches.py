@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.annotations.records import AnnotationSet
+from core.config.schema import DataConfig
+from core.datasets.batches import (
+    Batch,
+    EvalBatches,
+    EvalLoader,
+    TrainBatches,
+    TrainLoader,
+    collate,
+    data_worker_errors,
+    pad_images,
+)
+from core.datasets.dataset import DetectionDataset
+from core.datasets.transforms import EvalTransform, TrainTransform
+from core.errors import DataError, MachineError, UsageError
+from tests.datasets.scenes import CLASSES, make_scene
+
+
+def _config(batch_size: int = 2, num_workers: int = 0) -> DataConfig:
+    return DataConfig(short_side=48, max_long_side=90, batch_size=batch_size, num_workers=num_workers)
+
+
+def _train_set(annotations: AnnotationSet, root: Path) -> DetectionDataset:
+    return DetectionDataset(annotations, root, CLASSES, TrainTransform(_config()), seed=1, drop_crowds=True)
+
+
+def _eval_set(annotations: AnnotationSet, root: Path) -> DetectionDataset:
+    return DetectionDataset(annotations, root, CLASSES, EvalTransform(_config()), seed=1, drop_crowds=True)
+
+
+def _assert_equal(a: Batch, b: Batch) -> None:
+    assert a.image_ids == b.image_ids
+    assert torch.equal(a.images.pixels, b.images.pixels)
+    assert torch.equal(a.images.padding_mask, b.images.padding_mask)
+    assert torch.equal(a.images.sizes_hw, b.images.sizes_hw)
+    assert torch.equal(a.original_sizes_hw, b.original_sizes_hw)
+    for target_a, target_b in zip(a.targets, b.targets, strict=True):
+        assert torch.equal(target_a.boxes_cxcywh_norm, target_b.boxes_cxcywh_norm)
+        assert torch.equal(target_a.labels, target_b.labels)
+
+
+def test_padding_is_zero_at_the_bottom_and_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, h, w, generator=generator) + 1 for h, w in ((4, 9), (7, 3), (7, 9))]
+    batch = pad_images(images)
+    assert batch.pixels.shape == (3, 3, 7, 9)
+    assert batch.sizes_hw.tolist() == [[4, 9], [7, 3], [7, 9]]
+    for row, image in enumerate(images):
+        height, width = image.shape[-2:]
+        assert torch.equal(batch.pixels[row, :, :height, :width], image)
+        inside = torch.zeros(7, 9, dtype=torch.bool)
+        inside[:height, :width] = True
+        assert torch.equal(batch.padding_mask[row], ~inside)
+        assert (batch.pixels[row][:, ~inside] == 0).all()
+
+
+def test_padding_has_the_mean_colour_not_black(tmp_path: Path) -> None:
+    """Zeros come after the normalisation, so that black pixels and padding differ."""
+    annotations = make_scene(tmp_path)
+    dataset = _eval_set(annotations, tmp_path)
+    batch = collate([dataset[0, index] for index in range(6)])
+    assert batch.images.padding_mask.any()
+    padded = batch.images.pixels.permute(0, 2, 3, 1)[batch.images.padding_mask]
+    assert (padded == 0).all()
+    black = (0 - dataset.transform._mean.flatten()) / dataset.transform._std.flatten()  # type: ignore[attr-defined]
+    assert torch.allclose(batch.images.pixels[:, :, 0, 0], black.expand(6, 3))
+
+
+def test_collate_keeps_the_order_and_the_original_sizes(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    dataset = _train_set(annotations, tmp_path)
+    batch = collate([dataset[0, index] for index in (4, 2, 0)]).to(torch.device("cpu"))
+    assert len(batch) == 3
+    assert batch.image_ids == (104, 102, 100)
+    records = [annotations.images[index] for index in (4, 2, 0)]
+    assert batch.original_sizes_hw.tolist() == [[record.height, record.width] for record in records]
+    assert [len(target) for target in batch.targets][1] == 0
+
+
+def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:
+    batches = TrainBatches(11, 3, seed=5)
+    assert len(batches) == 3
+    epochs = []
+    for epoch in (0, 1, 0):
+        batches.epoch = epoch
+        epochs.append(list(batches))
+        assert all(key[0] == epoch for batch in epochs[-1] for key in batch)
+        assert [len(batch) for batch in epochs[-1]] == [3, 3, 3]  # the last incomplete batch is left out
+    indices = [[index for batch in epoch for _, index in batch] for epoch in epochs]
+    assert len(set(indices[0])) == 9
+    assert indices[0] == indices[2] != indices[1]
+    other_seed = [index for batch in TrainBatches(11, 3, seed=6) for _, index in batch]
+    assert other_seed != indices[0]
+    batches.start_batch = 2
+    assert list(batches) == epochs[0][2:]
+
+
+@pytest.mark.parametrize(("num_images", "batch_size", "sizes"), [(1, 4, [1]), (3, 4, [3]), (4, 4, [4]), (9, 4, [4, 4])])
+def test_fewer_images_than_one_batch_still_train(num_images: int, batch_size: int, sizes: list[int]) -> None:
+    batches = TrainBatches(num_images, batch_size, seed=0)
+    assert [len(batch) for batch in batches] == sizes
+    assert len(batches) == len(sizes)
+
+
+def test_two_ranks_together_see_the_batches_of_one() -> None:
+    """Two processes with batches of 2 take the steps of one process with batches of 4 (same images, same order)."""
+    one = list(TrainBatches(19, 4, seed=3))
+    ranks = [list(TrainBatches(19, 2, seed=3, rank=rank, world_size=2)) for rank in range(2)]
+    assert [first + second for first, second in zip(*ranks, strict=True)] == one
+
+
+@pytest.mark.parametrize(("num_images", "world_size", "hint"), [(3, 2, "set it to 1"), (1, 2, "fewer processes")])
+def test_too_few_images_for_the_processes_is_said(num_images: int, world_size: int, hint: str) -> None:
+    with pytest.raises(UsageError, match="too few") as caught:
+        TrainBatches(num_images, 4, seed=0, world_size=world_size)
+    assert hint in str(caught.value.hint)
+
+
+def test_no_image_is_said() -> None:
+    with pytest.raises(UsageError, match="no image"):
+        TrainBatches(0, 4, seed=0)
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2, 7, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_shards_hold_each_image_once_in_the_same_batches(num_images: int, world_size: int) -> None:
+    ranks = [list(EvalBatches(num_images, 2, rank, world_size)) for rank in range(world_size)]
+    assert [len(EvalBatches(num_images, 2, rank, world_size)) for rank in range(world_size)] == list(map(len, ranks))
+    batches = sorted(batch for rank in ranks for batch in rank)
+    assert batches == list(EvalBatches(num_images, 2))
+    assert [index for batch in batches for _, index in batch] == list(range(num_images))
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    alone = TrainLoader(_train_set(annotations, tmp_path), _config(), seed=2)
+    workers = TrainLoader(_train_set(annotations, tmp_path), _config(num_workers=2), seed=2)
+    for epoch in (0, 1):  # the second with the same workers
+        for a, b in zip(alone.epoch(epoch), workers.epoch(epoch), strict=True):
+            _assert_equal(a, b)
+    rest = list(workers.epoch(1, start_batch=2))
+    assert len(rest) == 1 == len(alone) - 2
+    _assert_equal(rest[0], list(alone.epoch(1))[2])
+
+
+def test_an_epoch_given_up_does_not_spoil_the_next(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    loader = TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1, num_workers=2), seed=2)
+    expected = list(TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1), seed=2).epoch(3))
+    list(islice(loader.epoch(0), 1))
+    for a, b in zip(loader.epoch(3), expected, strict=True):
+        _assert_equal(a, b)
+
+
+def test_loading_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    before = torch.get_rng_state()
+    for num_workers in (0, 1):
+        config = _config(num_workers=num_workers)
+        list(TrainLoader(_train_set(annotations, tmp_path), config, seed=2).epoch(0))
+        list(EvalLoader(_eval_set(annotations, tmp_path), config))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_goes_in_the_order_of_the_file_and_can_be_repeated(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    loader = EvalLoader(_eval_set(annotations, tmp_path), _config(batch_size=4, num_workers=1))
+    assert len(loader) == 2
+    for _ in range(2):
+        assert [batch.image_ids for batch in loader] == [(100, 101, 102, 103), (104, 105)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_image_is_a_data_error_through_workers(tmp_path: Path, num_workers: int) -> None:
+    annotations = make_scene(tmp_path)
+    path = tmp_path / annotations.images[3].file_name
+    path.write_bytes(b"not an image at all")
+    loader = EvalLoader(_eval_set(annotations, tmp_path), _config(num_workers=num_workers))
+    with pytest.raises(DataError, match="image id 103") as caught:
+        list(loader)
+    assert caught.value.where == str(path)
+    assert caught.value.hint
+    assert "Traceback" not in str(caught.value)
+
+
+def _worker_pids(loader: TrainLoader) -> list[int]:
+    return [worker.pid for worker in loader._loader._iterator._workers]  # type: ignore[union-attr]
+
+
+def test_workers_ignore_the_signals_that_end_a_run(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    loader = TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1, num_workers=1), seed=2)
+    num_batches = 0
+    for num_batches, _ in enumerate(loader.epoch(0), start=1):
+        if num_batches == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(_worker_pids(loader)[0], number)
+            time.sleep(0.2)
+    assert num_batches == 6
+
+
+def test_a_killed_worker_is_a_machine_error(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path, num_images=40)
+    loader = TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1, num_workers=1), seed=2)
+
+    def kill_while_iterating() -> None:
+        with data_worker_errors():
+            for _ in loader.epoch(0):
+                os.kill(_worker_pids(loader)[0], signal.SIGKILL)
+                time.sleep(0.05)
+
+    with pytest.raises(MachineError, match="data worker died") as caught:
+        kill_while_iterating()
+    assert "/dev/shm" in str(caught.value.hint)
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), data_worker_errors():
+        raise RuntimeError("shapes do not fit in DataLoader worker process 0")

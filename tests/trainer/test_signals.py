@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from core.errors import Interrupted
+from core.trainer.signals import StoppedAtOnce, StopSignals
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_first_signal_waits_for_a_poll_and_a_second_does_not(number: signal.Signals, exit_code: int) -> None:
+    before = signal.getsignal(number)
+    with StopSignals() as signals:
+        signals.poll()
+        signal.raise_signal(number)
+        signal.raise_signal(number)  # the echo of the same wish
+        with pytest.raises(Interrupted, match=number.name) as stopped:
+            signals.poll()
+        assert not isinstance(stopped.value, StoppedAtOnce)
+        assert stopped.value.exit_code == exit_code
+        time.sleep(0.15)
+        with pytest.raises(StoppedAtOnce) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.exit_code == exit_code
+    assert signal.getsignal(number) is before
+
+
+def test_other_threads_go_without() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def use() -> None:
+        with StopSignals() as signals:
+            signals.poll()
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [before]
