@@ -22,7 +22,9 @@ EXIT_CTRL_C = 130
 
 # Older releases of Typer raise click's exceptions, newer ones those of a copy of their own: a public class of
 # either has the right base.
-_COMMAND_LINE_ERROR = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_COMMAND_LINE_ERROR: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if issubclass(base, Exception) and base.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     name="dedetr",

@@ -35,6 +35,8 @@ _MAX_COVERED = 0.6
 _MAX_IOU = 0.3
 _OTHER_HUE_RATE = 0.12
 _EMPTY_EVERY = 20
+_NONE, _SOME, _MANY = (1,), (0, 2, 3, 3, 2, 1), (0, 0, 0, 2, 2, 1)
+"""How likely 0, 1, 2, ... shapes are in a picture."""
 
 _EDGE_FILTER = ImageFilter.MinFilter(3)
 
@@ -70,9 +72,10 @@ def draw_demo_splits(
         images: list[ImageRecord] = []
         annotations: list[Annotation] = []
         for image_id in range(first_id, first_id + num_images):
-            picture, shapes = _draw_picture(random.Random(f"{seed}/{image_id}"), image_id % _EMPTY_EVERY == 0)  # noqa: S311
-            record = ImageRecord(image_id, f"{image_id:04d}.png", picture.width, picture.height)
-            _save(picture, image_root / split / record.file_name)
+            rng = random.Random(f"{seed}/{image_id}")  # noqa: S311 - no secret
+            picture, shapes = _draw_picture(rng, _NONE if image_id % _EMPTY_EVERY == 0 else _SOME)
+            record = ImageRecord(image_id, f"{split}/{image_id:04d}.png", picture.width, picture.height)
+            _save(picture, image_root / record.file_name)
             images.append(record)
             for shape in shapes:
                 area = shape.box_xywh_px[2] * shape.box_xywh_px[3]
@@ -80,7 +83,7 @@ def draw_demo_splits(
                 annotations.append(Annotation(number, image_id, shape.class_id, shape.box_xywh_px, area, False))
         first_id += num_images
         annotation_set = AnnotationSet(tuple(images), tuple(annotations), categories)
-        splits[split] = SplitContent(annotation_set, image_root / split, count_findings(annotation_set))
+        splits[split] = SplitContent(annotation_set, image_root, count_findings(annotation_set))
     return splits
 
 
@@ -95,7 +98,7 @@ def draw_unlabelled(folder: Path, seed: int = 0, num_images: int = NUM_UNLABELLE
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {p.name for p in paths}):
         raise DataError("holds other files than the demo pictures", where=str(folder))
     for index, path in enumerate(paths):
-        picture, _ = _draw_picture(random.Random(f"{seed}/unlabelled/{index}"), is_empty=False)  # noqa: S311
+        picture, _ = _draw_picture(random.Random(f"{seed}/unlabelled/{index}"), _MANY)  # noqa: S311
         _save(picture, path)
     return paths
 
@@ -106,12 +109,11 @@ def _save(picture: Image.Image, path: Path) -> None:
         picture.save(path, format="PNG", compress_level=6)
 
 
-def _draw_picture(rng: random.Random, is_empty: bool) -> tuple[Image.Image, list[_Shape]]:
+def _draw_picture(rng: random.Random, weights: tuple[int, ...]) -> tuple[Image.Image, list[_Shape]]:
     width, height = rng.choice(_SIZES)
     canvas = _background(rng, width, height)
     shapes: list[_Shape] = []
-    wanted = 0 if is_empty else rng.choices((1, 2, 3, 4, 5), weights=(2, 3, 3, 2, 1))[0]
-    for _ in range(wanted):
+    for _ in range(rng.choices(range(len(weights)), weights)[0]):
         for _attempt in range(25):
             shape = _random_shape(rng, width, height)
             if _fits(shapes, shape):

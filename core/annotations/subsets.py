@@ -145,7 +145,7 @@ def check_rate(rate: float, flag: str = "--rate") -> None:
         UsageError: it is not; names the flag.
     """
     if not 0 < rate <= 1:
-        raise UsageError(f"the rate must be over 0 and at most 1, is {rate:g}", where=flag, hint="0.05 is 5 %")
+        raise UsageError(f"the rate must be in (0, 1], is {rate:g}", where=flag, hint="0.05 is 5 %")
 
 
 def find_subset(dataset: PreparedDataset, subset: str) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from core.api.common import LATEST, OnImages, Say, count_nothing, say_nothing
 from core.config.layers import assignments_layer, resolve_over
 from core.config.schema import Config
-from core.errors import CheckpointError, UsageError
+from core.errors import CheckpointError, DataError, UsageError
 from core.files import join_within
 
 if TYPE_CHECKING:
@@ -318,8 +318,8 @@ def visualize(
         threshold=threshold,
     )
     for index, prediction, target in zip(indices, found, picture_paths(folder, paths), strict=True):
-        if prediction.error is not None:
-            raise prediction.error
+        if prediction.detections is None:
+            raise prediction.error or DataError("cannot be read", where=str(prediction.path))
         boxes_xyxy_px, labels = dataset.annotated(index)
         draw_comparison(prediction.path, boxes_xyxy_px, labels, prediction.detections, names, target)
         drawn.append(target)

@@ -141,5 +141,5 @@ def train(
     stdout().print(str(result.run_folder))
 
 
-def _by_key(flags: dict[str, Any]) -> dict[tuple[str, str], tuple[str, Any]]:
+def _by_key(flags: dict[str, Any]) -> dict[tuple[str, ...], tuple[str, Any]]:
     return {_FLAG_KEYS[flag]: (flag, value) for flag, value in flags.items()}

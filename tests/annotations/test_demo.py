@@ -44,7 +44,7 @@ def test_what_is_promised(drawn: tuple[Path, dict[str, SplitContent]]) -> None:
     assert numbers.count(0) == 2
     assert {annotation.category_id for annotation in train.annotations} == set(range(1, 7))
     assert len({(image.width, image.height) for image in train.images}) == 6
-    assert all((drawn[0] / "train" / image.file_name).is_file() for image in train.images)
+    assert all((drawn[0] / image.file_name).is_file() for image in train.images)
 
 
 def test_boxes_lie_in_the_picture_and_have_sensible_sizes(drawn: tuple[Path, dict[str, SplitContent]]) -> None:
@@ -69,7 +69,7 @@ def test_boxes_are_tight(drawn: tuple[Path, dict[str, SplitContent]]) -> None:
         own = annotations.by_image()[image.id]
         if len(own) != 1:
             continue
-        pixels = np.asarray(Image.open(folder / "train" / image.file_name)).astype(int)
+        pixels = np.asarray(Image.open(folder / image.file_name)).astype(int)
         colourful = pixels.max(axis=2) - pixels.min(axis=2) > 80
         rows, columns = np.flatnonzero(colourful.any(axis=1)), np.flatnonzero(colourful.any(axis=0))
         left, top, width, height = own[0].box_xywh_px

@@ -20,7 +20,9 @@ TINY = [
 """Flags that make a training run of seconds; the demo set's recipe gives the rest."""
 
 
-def dedetr(*arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def dedetr(
+    *arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the real command as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "dedetr_cli", *map(str, arguments)],

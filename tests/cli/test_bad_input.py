@@ -29,7 +29,12 @@ def check(done: object, code: int, *words: str) -> None:
         pytest.param(["eval"], 4, ["runs/latest", "hint: "], id="no-checkpoint"),
         pytest.param(["predict", "images"], 4, ["runs/latest"], id="predict-no-checkpoint"),
         pytest.param(["predict"], 2, ["INPUTS"], id="F75-missing-argument"),
-        pytest.param(["train", "--model", "dela-der"], 2, ["unknown model 'dela-der'", "did you mean 'dela-detr'?"], id="F75-model"),
+        pytest.param(
+            ["train", "--model", "dela-der"],
+            2,
+            ["unknown model 'dela-der'", "did you mean 'dela-detr'?"],
+            id="F75-model",
+        ),
         pytest.param(["train", "--modle", "detr"], 2, ["--modle", "--model"], id="F75-flag"),
         pytest.param(["trian"], 2, ["trian"], id="F75-command"),
         pytest.param(["train", "--preset", "dem"], 2, ["did you mean 'demo'?"], id="F75-preset"),

@@ -23,7 +23,13 @@ def test_prepare_writes_data_and_pictures(demo: Path) -> None:
 
 def test_the_run_folder_holds_what_the_design_says(trained: Path) -> None:
     run = trained / "runs" / "tiny"
-    for name in ("config.yaml", "manifest.json", "metrics.jsonl", "checkpoints/last/model.pt", "checkpoints/best/model.pt"):
+    for name in (
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "checkpoints/last/model.pt",
+        "checkpoints/best/model.pt",
+    ):
         assert (run / name).exists(), name
     assert (trained / "runs" / "latest").resolve() == run.resolve()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -51,7 +57,16 @@ def test_eval_equals_pycocotools_on_the_predictions(trained: Path) -> None:
     prepared_images = sorted({str(trained / "data" / "images" / image["file_name"]) for image in listed["images"]})
     assert all(Path(path).is_file() for path in prepared_images)
     succeed(
-        "predict", *prepared_images, "--threshold", "0", "--no-pictures", "--batch-size", "1", "--out", "vis-val", cwd=trained
+        "predict",
+        *prepared_images,
+        "--threshold",
+        "0",
+        "--no-pictures",
+        "--batch-size",
+        "1",
+        "--out",
+        "vis-val",
+        cwd=trained,
     )
     ids = {image["file_name"].rsplit("/")[-1]: image["id"] for image in listed["images"]}
     results = json.loads((trained / "vis-val" / "predictions.json").read_text())
