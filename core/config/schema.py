@@ -7,7 +7,7 @@ model's row in `core.models.specs`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -65,10 +65,19 @@ class BackboneConfig(Section):
     weights: str | None = "IMAGENET1K_V1"
     """torchvision's name of pretrained weights, a local file (.pth, .safetensors), or null to train from scratch."""
     norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = "frozen_batch_norm"
+    """Without pretrained weights batch_norm, unless said otherwise."""
     freeze_stem: bool = True
-    """Keep the first convolution and the first stage as they are (pretrained weights)."""
+    """Keep the first convolution and the first stage as they are; false without pretrained weights, likewise."""
     dilation: bool = False
     """DC5: the last stage keeps stride 16 and dilates instead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_to_weights(cls, values: Any) -> Any:
+        """Let a backbone without pretrained weights train all of itself: frozen noise would teach nothing."""
+        if isinstance(values, dict) and "weights" in values and values["weights"] is None:
+            return {"norm": "batch_norm", "freeze_stem": False, **values}
+        return values
 
 
 class LabelAugmentationConfig(Section):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -170,9 +172,18 @@ def _collate_or_report(samples: Sequence[Sample | DedetrError]) -> Batch | Dedet
 def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C and the scheduler's SIGTERM reach the whole process group. The parent decides what to do, saves,
-    # and ends its workers by closing their queues; they also end by themselves when it is gone.
+    # and ends its workers; they also end by themselves when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where SIGTERM keeps its meaning
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    """End this worker on a SIGTERM from its parent, which has given up waiting; leave those of others unheard."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid|shared memory(\(shm\)| object)")
@@ -226,11 +237,25 @@ class _Loader:
         )
 
     def _iterate(self) -> Iterator[Batch]:
-        with data_worker_errors():
-            for batch in self._loader:
-                if isinstance(batch, DedetrError):
-                    raise batch
-                yield batch
+        try:
+            with data_worker_errors():
+                for batch in self._loader:
+                    if isinstance(batch, DedetrError):
+                        raise batch
+                    yield batch
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the workers at once; iterating again starts new ones.
+
+        Otherwise they end when nothing refers to the loader any more. Where that is an exception's traceback,
+        this is late and PyTorch waits for each of them in vain.
+        """
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 class TrainLoader(_Loader):

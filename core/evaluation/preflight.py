@@ -26,10 +26,9 @@ MIN_AP = 0.99
 
 COMMON_MAX_DETECTIONS = 100
 
-# Boxes of objects that an image's edge cuts off may reach beyond it, and lose some of their area there. A box
-# given by its corners and read as corner and size loses most of it wherever it lies right of or below the middle.
-_MOSTLY_OUTSIDE = 0.5
-_MAX_SHARE_MOSTLY_OUTSIDE = 0.25
+# Boxes of whole objects reach beyond an image whose edge cuts the objects off: right, if rare. Then hardly any
+# set of boxes would fit its images if each were read as two corners, and a set of corners always does.
+_FITS_AS_CORNERS = 0.9
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def replay_ground_truth(
     ap = written.stats["AP"]
     shares = _inside_shares(sample)
     if ap is not None and ap < MIN_AP:
-        _check_boxes_inside(shares, split, ap)
+        _check_not_corners(sample, split, ap)
         clipped = _score(replayed, _clipped(sample), classes, max_detections)
         _check_score(clipped, split)
     return PreflightResult(
@@ -171,14 +170,19 @@ def _inside_shares(annotations: AnnotationSet) -> list[float]:
     return shares
 
 
-def _check_boxes_inside(shares: Sequence[float], split: str, ap: float) -> None:
-    num_outside = sum(share < _MOSTLY_OUTSIDE for share in shares)
-    if num_outside > _MAX_SHARE_MOSTLY_OUTSIDE * len(shares):
+def _check_not_corners(annotations: AnnotationSet, split: str, ap: float) -> None:
+    image_of = {image.id: image for image in annotations.images}
+    num_fitting = 0
+    for annotation in annotations.annotations:
+        image = image_of[annotation.image_id]
+        left, top, right, bottom = annotation.box_xywh_px
+        num_fitting += left < right <= image.width + 1 and top < bottom <= image.height + 1
+    if num_fitting >= _FITS_AS_CORNERS * len(annotations.annotations):
         raise DataError(
-            f"{num_outside} of {len(shares)} boxes lie mostly outside their images, and the annotations themselves "
-            f"score an AP of only {ap:.3f}",
+            f"the annotations themselves score an AP of only {ap:.3f}: boxes reach beyond their images, and "
+            f"{num_fitting} of {len(annotations.annotations)} would fit as two corners",
             where=f"split {split}",
-            hint="COCO boxes are left, top, width, height in pixels; these look like two corners",
+            hint="COCO boxes are left, top, width, height in pixels; convert these from left, top, right, bottom",
         )
 
 

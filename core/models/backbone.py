@@ -22,6 +22,7 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch_norm": nn.BatchNorm2d,
     "group_norm": partial(nn.GroupNorm, 32),
 }
+_BASIC_BLOCKS = ("resnet10", "resnet18", "resnet34")
 _STAGES = ("layer2", "layer3", "layer4")
 
 Triple = tuple[float, float, float]
@@ -134,10 +135,6 @@ def build_backbone(config: BackboneConfig, num_levels: int, *, download: bool = 
 
 
 def _build_resnet(config: BackboneConfig) -> resnet.ResNet:
-    options: dict[str, Any] = {
-        "norm_layer": _NORMS[config.norm],
-        "replace_stride_with_dilation": (False, False, config.dilation),
-    }
     known = ["resnet10", *(name for name in torchvision.models.list_models() if name in resnet.__all__)]
     if config.name not in known:
         raise UsageError(
@@ -145,14 +142,17 @@ def _build_resnet(config: BackboneConfig) -> resnet.ResNet:
             where="backbone.name",
             hint=f"{nearest(config.name, known)} timm's networks are named timm/NAME",
         )
-    try:
-        if config.name == "resnet10":
-            return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], **options)
-        network: resnet.ResNet = torchvision.models.get_model(config.name, weights=None, **options)
-    except NotImplementedError as error:
+    if config.dilation and config.name in _BASIC_BLOCKS:
         raise UsageError(
             f"{config.name} cannot be dilated",
             where="backbone.dilation",
             hint="use a ResNet of 50 or more layers, or backbone.dilation=false",
-        ) from error
+        )
+    options: dict[str, Any] = {
+        "norm_layer": _NORMS[config.norm],
+        "replace_stride_with_dilation": (False, False, config.dilation),
+    }
+    if config.name == "resnet10":
+        return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], **options)
+    network: resnet.ResNet = torchvision.models.get_model(config.name, weights=None, **options)
     return network

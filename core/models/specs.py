@@ -48,6 +48,7 @@ class ModelSpec:
 
     @property
     def is_sparse(self) -> bool:
+        """Whether queries attend to RoI tokens from the second decoder layer on."""
         return self.features is FeatureAccess.SPARSE
 
     def config_defaults(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from core.errors import MachineError
+from core.ops.compiled import compiled_operators
 
 
 def nms_per_class(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
@@ -23,14 +23,6 @@ def nms_per_class(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_thresh
     Raises:
         MachineError: torchvision was installed without its compiled operators.
     """
-    try:
+    with compiled_operators():
         kept: Tensor = batched_nms(boxes_xyxy, scores, labels, iou_threshold)
-    except RuntimeError as error:
-        if "C++ ops" not in str(error):
-            raise
-        raise MachineError(
-            "this torchvision has no compiled operators, so there is no NMS",
-            where="torchvision",
-            hint="install the torchvision that was built for your torch, see https://pytorch.org/get-started",
-        ) from error
     return kept

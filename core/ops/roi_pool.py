@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from core.errors import MachineError
+from core.ops.compiled import compiled_operators
 
 SAMPLING_RATIO = 2
 """Sampling points along each side of a bin; their bilinear samples are averaged."""
@@ -51,7 +52,7 @@ def pool_roi_tokens(
         level, then row, then column. Gradients flow to features, and to positions that require them.
 
     Raises:
-        MachineError: the backend is not installed.
+        MachineError: the backend is not installed, or not whole.
     """
     align = find_roi_align(backend)
     # torchvision reads outside its memory where a box is NaN; the model's own boxes keep it, for the loss to find.
@@ -81,7 +82,8 @@ def find_roi_align(backend: str) -> RoiAlign:
 
 
 def _torchvision_roi_align(level: Tensor, rois: Tensor, resolution: int, scale: float) -> Tensor:
-    crops: Tensor = roi_align(level, rois, resolution, scale, SAMPLING_RATIO, aligned=True)
+    with compiled_operators():
+        crops: Tensor = roi_align(level, rois, resolution, scale, SAMPLING_RATIO, aligned=True)
     return crops
 
 

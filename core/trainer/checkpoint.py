@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = ".tmp"
 _SET_ASIDE = ".old"
+_DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -99,25 +100,30 @@ class CheckpointFolder:
         point_to(self.path / "last", final)
         if is_best:
             point_to(self.path / "best", final)
-        self._prune(step)
+        self._prune()
         return final
 
     def load_newest(self, reporter: Reporter) -> Checkpoint:
-        """Read the newest checkpoint that is whole, and warn of newer ones that are not.
+        """Read the newest checkpoint that is whole; warn of newer ones that are not, and rename them.
 
         Raises:
             CheckpointError: there is none, or it is of a newer version of dedetr.
+            MachineError: a damaged one cannot be renamed.
         """
-        damages: list[str] = []
+        damages: dict[Path, str] = {}
         for folder in reversed(self._folders()):
             damage = find_damage(folder)
-            if damage is None:
-                if damages:
-                    reporter.warning(f"{'; '.join(damages)}: going on from step {_step_of(folder)} instead")
-                return _load(folder)
-            damages.append(f"checkpoint {folder} is damaged ({damage})")
+            if damage is not None:
+                damages[folder] = f"checkpoint {folder} is damaged ({damage})"
+                continue
+            checkpoint = _load(folder)
+            if damages:
+                reporter.warning(f"{'; '.join(damages.values())}: going on from step {checkpoint.step} instead")
+                self._set_apart(damages)
+                point_to(self.path / "last", folder)
+            return checkpoint
         raise CheckpointError(
-            "; ".join(damages) or "there is no checkpoint to resume from",
+            "; ".join(damages.values()) or "there is no checkpoint to resume from",
             where=str(self.path),
             hint="start again with --overwrite, or in another folder",
         )
@@ -146,10 +152,18 @@ class CheckpointFolder:
         found = (entry for entry in self.path.iterdir() if _NAME.fullmatch(entry.name) and entry.is_dir())
         return sorted(found, key=_step_of)
 
-    def _prune(self, step: int) -> None:
-        """Remove what is older than the newest; later steps are damaged ones that the run will come to again."""
+    def _set_apart(self, folders: Iterable[Path]) -> None:
+        """Rename damaged checkpoints, so that they count no longer."""
+        for folder in folders:
+            apart = folder.with_name(folder.name + _DAMAGED)
+            with machine_errors(folder, "rename the damaged checkpoint"):
+                if apart.exists():
+                    shutil.rmtree(apart)
+                folder.rename(apart)
+
+    def _prune(self) -> None:
         best = self.best
-        for folder in [folder for folder in self._folders() if _step_of(folder) <= step][: -self.num_kept]:
+        for folder in self._folders()[: -self.num_kept]:
             if best is not None and folder.name == best.name:
                 continue
             doomed = folder.with_name(folder.name + _UNFINISHED)

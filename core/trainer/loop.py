@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -115,7 +116,7 @@ def train(
         trainer = _Trainer(assembly, train_dataset, validation, run, device, dataset, reporter, signals)
         offset = trainer.resume(override=override) if resume else 0
         run.describe(assembly.config, dataset, device, command)
-        with Records(run.metrics_file, offset) as records:
+        with contextlib.closing(trainer), Records(run.metrics_file, offset) as records:
             return trainer.run_to_end(records)
 
 
@@ -217,6 +218,12 @@ class _Trainer:
             num_steps=self.state.step,
             minutes=self._seconds() / 60,
         )
+
+    def close(self) -> None:
+        """End the data workers."""
+        self.train_loader.close()
+        if self.eval_loader is not None:
+            self.eval_loader.close()
 
     def _announce(self) -> None:
         self.reporter.run_started(

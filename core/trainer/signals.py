@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 from core.errors import Interrupted
-
-_T = TypeVar("_T")
 
 EXIT_CODES: dict[signal.Signals, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):
@@ -40,9 +39,12 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
         self._received_at = 0.0
+        self._stopped_at_once: StoppedAtOnce | None = None
+        self._children_before: set[multiprocessing.process.BaseProcess] = set()
 
     def __enter__(self) -> StopSignals:
         self._process = os.getpid()
+        self._children_before = set(multiprocessing.active_children())
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_CODES:
                 self._previous[number] = signal.signal(number, self._note)
@@ -54,19 +56,16 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
+        # Code in C++ that was writing a file makes an error of its own of ours.
+        if self._stopped_at_once is not None and error is not None and error is not self._stopped_at_once:
+            raise self._stopped_at_once from error
 
     def poll(self) -> None:
         """Raise `Interrupted` if a signal came."""
+        if self._stopped_at_once is not None:
+            raise self._stopped_at_once
         if self.received is not None:
             raise Interrupted(f"stopped by {self.received.name}", exit_code=EXIT_CODES[self.received])
-
-    def polled(self, items: Iterable[_T]) -> Iterator[_T]:
-        """Yield the items, polling before each and after the last."""
-        self.poll()
-        for item in items:
-            self.poll()
-            yield item
-        self.poll()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -75,5 +74,19 @@ class StopSignals:
             self.received = signal.Signals(number)
             self._received_at = time.monotonic()
         elif time.monotonic() - self._received_at > _ECHO_SECONDS:
-            name = signal.Signals(number).name
-            raise StoppedAtOnce(f"stopped at once by a second signal ({name})", exit_code=EXIT_CODES[self.received])
+            self._stop_at_once(signal.Signals(number))
+
+    def _stop_at_once(self, second: signal.Signals) -> NoReturn:
+        for number in self._previous:
+            signal.signal(number, signal.SIG_DFL)
+        # Data workers ignore the signals, and may be in the middle of a large image.
+        for child in set(multiprocessing.active_children()) - self._children_before:
+            # PyTorch raises a RuntimeError when it hears of it: here, while we wait, and not somewhere later.
+            with contextlib.suppress(RuntimeError):
+                child.kill()
+                child.join()
+        exit_code = EXIT_CODES[self.received or second]
+        self._stopped_at_once = StoppedAtOnce(
+            f"stopped at once by a second signal ({second.name})", exit_code=exit_code
+        )
+        raise self._stopped_at_once

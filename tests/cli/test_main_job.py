@@ -119,8 +119,6 @@ def test_a_finished_run_resumes_to_more_epochs_only_when_told(trained: Path) -> 
 
 
 def test_weights_of_an_earlier_run_start_another(trained: Path) -> None:
-    done = succeed(
-        "train", "--weights", "runs/tiny/checkpoints/best", "--out", "runs/again", "--overwrite", "--subset", "0.05", *TINY,
-        cwd=trained,
-    )  # fmt: skip
+    weights = "runs/tiny/checkpoints/best"
+    done = succeed("train", "--weights", weights, "--out", "runs/again", "--subset", "0.05", *TINY, cwd=trained)
     assert "weights" in done.stderr

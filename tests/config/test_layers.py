@@ -150,3 +150,12 @@ def test_any_text_is_a_configuration_or_a_usage_error(tmp_path_factory: pytest.T
 def test_any_assignment_is_a_configuration_or_a_usage_error(text: str) -> None:
     with contextlib.suppress(UsageError):
         resolve_layers(assignments_layer([text]))
+
+
+def test_a_backbone_from_scratch_trains_whole_unless_told_otherwise() -> None:
+    pretrained = resolve_layers(assignments_layer([])).backbone
+    assert (pretrained.norm, pretrained.freeze_stem) == ("frozen_batch_norm", True)
+    scratch = resolve_layers(assignments_layer(["backbone.weights=null"])).backbone
+    assert (scratch.norm, scratch.freeze_stem) == ("batch_norm", False)
+    grouped = resolve_layers(assignments_layer(["backbone.weights=null", "backbone.norm=group_norm"])).backbone
+    assert (grouped.norm, grouped.freeze_stem) == ("group_norm", False)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from itertools import islice
 from pathlib import Path
@@ -198,16 +202,77 @@ def _worker_pids(loader: TrainLoader) -> list[int]:
     return [worker.pid for worker in loader._loader._iterator._workers]  # type: ignore[union-attr]
 
 
+def _kill(number: signal.Signals, pid: int) -> None:
+    """Send a signal from another process, as a scheduler does."""
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({pid}, {int(number)})"], check=True)
+
+
 def test_workers_ignore_the_signals_that_end_a_run(tmp_path: Path) -> None:
     annotations = make_scene(tmp_path)
     loader = TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1, num_workers=1), seed=2)
     num_batches = 0
     for num_batches, _ in enumerate(loader.epoch(0), start=1):
         if num_batches == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                os.kill(_worker_pids(loader)[0], number)
+            _kill(signal.SIGINT, _worker_pids(loader)[0])
+            _kill(signal.SIGTERM, _worker_pids(loader)[0])
             time.sleep(0.2)
     assert num_batches == 6
+
+
+def test_workers_end_when_their_parent_says_so(tmp_path: Path) -> None:
+    """On the way out Python's multiprocessing sends SIGTERM to the workers that are left, and waits for them."""
+    annotations = make_scene(tmp_path)
+    loader = TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1, num_workers=1), seed=2)
+    batches = loader.epoch(0)
+    next(batches)
+    worker = loader._loader._iterator._workers[0]  # type: ignore[union-attr]
+    worker.terminate()
+    worker.join(timeout=5)
+    assert not worker.is_alive()
+
+
+def test_a_closed_loader_has_no_workers_and_can_start_again(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    loader = TrainLoader(_train_set(annotations, tmp_path), _config(num_workers=2), seed=2)
+    loader.close()
+    first = list(loader.epoch(0))
+    workers = loader._loader._iterator._workers  # type: ignore[union-attr]
+    start = time.monotonic()
+    loader.close()
+    assert time.monotonic() - start < 3
+    assert not any(worker.is_alive() for worker in workers)
+    for a, b in zip(loader.epoch(0), first, strict=True):
+        _assert_equal(a, b)
+
+
+def test_an_error_ends_the_workers(tmp_path: Path) -> None:
+    annotations = make_scene(tmp_path)
+    (tmp_path / annotations.images[0].file_name).write_bytes(b"")
+    loader = EvalLoader(_eval_set(annotations, tmp_path), _config(num_workers=2))
+    before = set(multiprocessing.active_children())
+    with pytest.raises(DataError):
+        list(loader)
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_process_with_living_workers_can_exit(tmp_path: Path) -> None:
+    """With the loader held by a traceback until the end, as after an error in the middle of an epoch."""
+    make_scene(tmp_path)
+    program = f"""
+        from pathlib import Path
+        from tests.datasets.scenes import make_scene
+        from tests.datasets.test_batches import TrainLoader, _config, _train_set
+
+        root = Path({str(tmp_path)!r})
+        loader = TrainLoader(_train_set(make_scene(root), root), _config(batch_size=1, num_workers=2), seed=2)
+        batches = loader.epoch(0)
+        next(batches)
+        raise SystemExit(3)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], timeout=60, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 3, done.stderr
 
 
 def test_a_killed_worker_is_a_machine_error(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_more_than_100_detections_count_when_asked() -> None:
 
 
 def test_results_name_the_original_ids() -> None:
-    annotations, found = _random_case(9)
+    annotations, _ = _random_case(9)
     evaluator = CocoEvaluator(annotations, CLASSES)
     image = annotations.images[0]
     evaluator.add(image.id, Detections(torch.tensor([[1.0, 2, 4, 8]]), torch.tensor([0.5]), torch.tensor([2])))
@@ -209,7 +209,7 @@ def test_results_name_the_original_ids() -> None:
 
 
 def test_images_must_come_exactly_once() -> None:
-    annotations, found = _random_case(9)
+    annotations, _ = _random_case(9)
     evaluator = CocoEvaluator(annotations, CLASSES)
     with pytest.raises(ValueError, match="not evaluated"):
         evaluator.compute()

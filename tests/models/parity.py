@@ -20,7 +20,7 @@ from core.ops.boxes import cxcywh_to_xyxy, norm_to_px
 from tests.golden_files import Golden
 
 FORWARD_TOLERANCE = 1e-4
-LOSS_TOLERANCE = 1e-4
+LOSS_TOLERANCE, LOSS_FLOOR = 1e-4, 1e-6
 GRADIENT_TOLERANCE, GRADIENT_FLOOR = 1e-3, 1e-4
 RECORDED_SEED = 1234
 NUM_RECORDED_QUERIES = 3
@@ -94,7 +94,7 @@ def gradient_differences(golden: Golden) -> list[Difference]:
     for key in golden.keys("loss/A/train/"):
         expected = float(golden.array(key))
         ours = losses.total if key.endswith("/total") else losses.terms[key.rsplit("/", 1)[-1]]
-        ratio = abs(ours.item() - expected) / (LOSS_TOLERANCE * max(abs(expected), 1))
+        ratio = abs(ours.item() - expected) / max(LOSS_TOLERANCE * abs(expected), LOSS_FLOOR)
         differences.append(Difference("losses", key, ratio))
 
     parameters = dict(detector.named_parameters())

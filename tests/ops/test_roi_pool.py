@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+import torchvision
 from torchvision.ops import roi_align
 
 from core.errors import MachineError
@@ -96,6 +97,12 @@ def test_detectron2_is_asked_for_by_name(monkeypatch):
         pool_roi_tokens(ramp_pyramid(), torch.zeros(2, 1, 4), 4, backend="detectron2")
     assert caught.value.where == "model.roi_backend"
     assert "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'" in str(caught.value.hint)
+
+
+def test_missing_operators_are_named(monkeypatch):
+    monkeypatch.setattr(torchvision.extension, "_has_ops", lambda: False)
+    with pytest.raises(MachineError, match="no compiled operators"):
+        pool_roi_tokens(ramp_pyramid(), torch.zeros(2, 1, 4), 4)
 
 
 class StandInROIAlign:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.trainer.tiny import tiny_run
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -13,3 +16,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    tiny_run(folder)
+    return folder

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.comparison import assert_same_run
-from tests.trainer.tiny import tiny_run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -44,7 +43,7 @@ def wait_for(process: subprocess.Popen[str], line: str, count: int = 1) -> None:
     pytest.fail(f"'{line}' did not come: {process.stderr.read()}")
 
 
-def test_run_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path) -> None:
+def test_run_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path, unbroken: Path) -> None:
     """SIGTERM at the first step and in an evaluation, SIGKILL between two steps and where a checkpoint is written."""
     folder = tmp_path / "run"
     with started(folder) as process:
@@ -61,26 +60,25 @@ def test_run_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait(30)
     with started(folder, "--resume") as process:
-        # The first goes with what the killed run had not saved; the last batch but the pause is a save.
+        # After the last batch the evaluation is scored, and then comes the save.
         wait_for(process, "evaluation batch", 4)
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
     with started(folder, "--resume") as process:
         assert process.wait(60) == 0, process.stderr.read()
-    tiny_run(tmp_path / "unbroken")
-    assert_same_run(folder, tmp_path / "unbroken")
+    assert_same_run(folder, unbroken)
 
 
-def test_second_signal_stops_at_once(tmp_path: Path) -> None:
+def test_second_signal_stops_at_once_and_saves_nothing_more(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with started(folder) as process:
-        wait_for(process, "saved 4")
+    with started(folder, "--rest-after", "5") as process:
         wait_for(process, "step 5")
-        # Stopped in between, so that the process gets both signals before it comes to the end of its step.
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.15)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-    names = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-"))
-    assert names[0] == "step-00000004"
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 130
+        assert "second signal" in process.stderr.read()
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["best", "last", "step-00000004"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -26,13 +27,6 @@ from tests.trainer.comparison import assert_same_run
 from tests.trainer.tiny import Recorder, tiny_assembly, tiny_config, tiny_datasets, tiny_run
 
 STEPS_PER_EPOCH = 4
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    tiny_run(folder)
-    return folder
 
 
 class Stopper(NullReporter):
@@ -170,6 +164,7 @@ def test_damaged_newest_checkpoint_goes_back_one_and_ends_the_same(unbroken: Pat
     assert "step-00000010" in recorder.warnings[0]
     assert "from step 8" in recorder.warnings[0]
     assert recorder.events[0].first_step == 8
+    shutil.rmtree(folder / "checkpoints" / "step-00000010.damaged")
     assert_same_run(folder, unbroken)
 
 

@@ -41,3 +41,17 @@ def test_other_threads_go_without() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_error_that_a_second_signal_was_made_into_is_not_what_is_seen() -> None:
+    def write_a_file() -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.15)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except StoppedAtOnce:
+            raise RuntimeError("PytorchStreamWriter failed writing file") from None
+
+    with pytest.raises(StoppedAtOnce) as stopped, StopSignals():
+        write_a_file()
+    assert stopped.value.exit_code == 130

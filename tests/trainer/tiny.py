@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,15 @@ class Recorder(NullReporter):
 
 
 class Narrator(NullReporter):
-    """Prints a line an event, so that a test can kill the process between two."""
+    """Prints a line an event, so that a test can kill the process between two; rests a minute after one step."""
+
+    def __init__(self, rest_after: int) -> None:
+        self.rest_after = rest_after
 
     def step_done(self, event: StepDone) -> None:
         print("step", event.step, flush=True)
+        if event.step == self.rest_after:
+            time.sleep(60)
 
     def evaluation_batch_done(self) -> None:
         print("evaluation batch", flush=True)
@@ -130,11 +136,12 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--config", default="{}")
+    parser.add_argument("--rest-after", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
         config = tiny_config(**json.loads(arguments.config))
-        tiny_run(arguments.folder, config, resume=arguments.resume, reporter=Narrator())
+        tiny_run(arguments.folder, config, resume=arguments.resume, reporter=Narrator(arguments.rest_after))
     except DedetrError as error:
         print(f"{error} [{error.hint}]", file=sys.stderr)
         return error.exit_code
