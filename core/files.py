@@ -89,8 +89,8 @@ def join_within(root: Path, name: str) -> Path:
     joined = root.joinpath(*PurePosixPath(name).parts)
     try:
         resolved, base = joined.resolve(), root.resolve()
-    except OSError as error:
-        raise DataError(f"file name {name!r} cannot be resolved: {error.strerror}", where=str(root)) from error
+    except (OSError, RuntimeError) as error:  # before Python 3.13 a circle of links is a RuntimeError
+        raise DataError(f"file name {name!r} cannot be resolved: {error}", where=str(root)) from error
     if not resolved.is_relative_to(base):
         raise DataError(
             f"file name {name!r} escapes image root by a link",

@@ -226,13 +226,14 @@ def _make_unnamed(runs_root: Path, model: str) -> Path:
 
 
 def _take_lock(path: Path) -> IO[str]:
-    """Lock a run folder until the returned file is closed; the lock of a process that died is gone with it."""
+    """Lock a run folder against other processes until the returned file is closed or this process dies."""
     with machine_errors(path, "write to the run folder"):
         stream = (path / _LOCK).open("a", encoding="utf-8")
         if sys.platform != "win32":
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # Not flock: data workers would inherit it, and keep it for a while after a run was killed.
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 stream.close()
                 raise MachineError(
                     "another run is using this folder", where=str(path), hint="wait for it, or name another --out"

@@ -104,14 +104,14 @@ def test_none_valid_is_an_error_and_never_a_fresh_start(folder: CheckpointFolder
 
 
 def test_saving_on_after_a_fall_back_keeps_what_was_just_saved(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path, num_kept=1)
+    folder = CheckpointFolder(tmp_path, num_kept=2)
     save(folder, 10)
     truncate(save(folder, 20) / "model.pt")
     assert loaded(folder)[0] == 10
     assert find_model_file(folder.path / "last").parent.name == "step-00000010"
     save(folder, 12)
     assert loaded(folder) == (12, 12.0, [])
-    assert steps_in(folder) == ["last", "step-00000012", "step-00000020.damaged"]
+    assert steps_in(folder) == ["last", "step-00000010", "step-00000012", "step-00000020.damaged"]
     save(folder, 20)
     assert loaded(folder) == (20, 20.0, [])
 

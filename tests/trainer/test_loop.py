@@ -69,7 +69,7 @@ def test_what_a_run_tells_and_leaves(tmp_path: Path) -> None:
     assert 0 <= last_step.data_wait_share <= 1
     assert 0 < recorder.events[3].eta_seconds < 600
     assert [event.learning_rate for event in recorder.events if isinstance(event, StepDone)] == pytest.approx(
-        [1e-3 / 3, 2e-3 / 3, *[1e-3] * 10]
+        [1e-3 / 3, 2e-3 / 3, *[1e-3] * 6, *[1e-4] * 4]
     )
     assert (result.num_epochs, result.num_steps) == (3, 12)
     assert result.minutes > 0

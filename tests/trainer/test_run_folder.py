@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,15 +48,33 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "notes.txt"]
 
 
-def test_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+_HOLD = """
+import os, sys, time
+from pathlib import Path
+from core.trainer.run_folder import RunFolder
+run = RunFolder.reopen(Path(sys.argv[1]))
+child = os.fork()  # as a data worker is
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_second_run_in_the_same_folder_is_refused_until_the_first_dies(tmp_path: Path) -> None:
     fill(tmp_path)
-    with RunFolder.reopen(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
         for attempt in (lambda: RunFolder.reopen(tmp_path), lambda: RunFolder.create(tmp_path, "d", overwrite=True)):
             with pytest.raises(MachineError, match="another run") as refused:
                 attempt()
             assert refused.value.exit_code == 5
         assert (tmp_path / "config.yaml").exists()
-    RunFolder.reopen(tmp_path).close()
+        holder.kill()
+        holder.wait()
+        RunFolder.reopen(tmp_path).close()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_file_in_the_place_of_the_folder(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Files are written whole or not at all, and names from outside stay inside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from core.errors import DataError, MachineError
+from core.files import join_within, sha256_of, write_atomic
+
+
+def test_a_file_is_replaced_whole_and_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    write_atomic(path, "one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_atomic(path, "old")
+    (tmp_path / "file.txt.d").mkdir()
+    with pytest.raises(MachineError, match="cannot write"):
+        write_atomic(tmp_path / "file.txt" / "below", "x")
+    with pytest.raises(MachineError, match="cannot write"):
+        write_atomic(tmp_path / "file.txt.d", "a folder stands here")
+    assert path.read_text() == "old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file.txt", "file.txt.d"]
+
+
+def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    assert sha256_of(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "deep/er/a.jpg", "with space.jpg", "ünïcode.png", "a..b.jpg"])
+def test_names_below_the_root_are_joined(tmp_path: Path, name: str) -> None:
+    assert join_within(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "../a", "a/../../b", "a/..", "/etc/passwd", "C:\\a", "C:a", "\\\\host\\a", "..\\a", "a\0b", "\\a"],
+    ids=lambda name: f"F31-{name!r}",
+)
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="escapes image root"):
+        join_within(tmp_path, name)
+
+
+def test_links_that_lead_out_or_in_circles_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "out").symlink_to(tmp_path)
+    (root / "circle").symlink_to(root / "circle")
+    (root / "inside").symlink_to(root)
+    with pytest.raises(DataError, match="escapes image root by a link"):
+        join_within(root, "out/secret.jpg")
+    with contextlib.suppress(DataError):  # some versions of Python take the circle for a missing file
+        join_within(root, "circle/a.jpg")
+    assert join_within(root, "inside/a.jpg") == root / "inside" / "a.jpg"
