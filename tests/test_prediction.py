@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from core.annotations.records import Category
 from core.config.schema import DataConfig
-from core.datasets.transforms import EvalTransform
 from core.errors import DataError
 from core.prediction import (
     ImagePrediction,
@@ -21,9 +20,10 @@ from core.prediction import (
     write_predictions_json,
 )
 from core.structures import Detections, ImageBatch, ModelOutput
+from tests.datasets.scenes import eval_transform
 
 CLASSES = (Category(17, "cat"), Category(3, "=car"))
-TRANSFORM = EvalTransform(DataConfig(short_side=48, max_long_side=90))
+TRANSFORM = eval_transform(DataConfig(short_side=48, max_long_side=90))
 CPU = torch.device("cpu")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.annotations import demo
 from core.annotations.findings import NUM_EXAMPLES, Findings, SplitContent, count_findings
-from core.annotations.images import check_image
+from core.annotations.image_checks import check_images
 from core.annotations.prepared import (
     FILE_NAME,
     MADE_BY,
@@ -23,7 +23,6 @@ from core.annotations.prepared import (
     require_same_classes,
     write_dataset,
 )
-from core.annotations.records import ImageRecord
 from core.annotations.sources import FORMATS, Source, read_source
 from core.annotations.splits import DEFAULT_VAL_RATE, split_annotations
 from core.errors import DataError, MachineError, UsageError, nearest
@@ -145,7 +144,7 @@ def _prepare_source(
     for split, content in source.splits.items():
         first_name, first = next(iter(source.splits.items()))
         require_same_classes(first.annotations.categories, content.annotations.categories, first_name, split)
-        _check_images(split, content)
+        check_images(split, content.annotations, content.image_root)
         if strict and content.findings.zero_size_boxes:
             raise DataError(
                 "boxes without width or height",
@@ -201,33 +200,6 @@ def _with_val(
         for name, part in (("train", train), ("val", val))
     }
     return {**parts, **splits}, notes
-
-
-def _check_images(split: str, content: SplitContent) -> None:
-    """Check that every listed image is there, can be read and has the stated size."""
-    faults = [
-        fault for image in content.annotations.images if (fault := _image_fault(content.image_root, image)) is not None
-    ]
-    if not content.annotations.images:
-        raise DataError(f"the {split} split has no images", where=str(content.image_root))
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        shown = "; ".join(f"{Path(fault.where or '').name}: {fault.message}" for fault in faults[:NUM_EXAMPLES])
-        more = "; ..." if len(faults) > NUM_EXAMPLES else ""
-        raise DataError(
-            f"{len(faults)} of {len(content.annotations.images)} {split} images cannot be used: {shown}{more}",
-            where=str(content.image_root),
-            hint=faults[0].hint,
-        )
-
-
-def _image_fault(image_root: Path, image: ImageRecord) -> DataError | None:
-    try:
-        check_image(join_within(image_root, image.file_name), (image.width, image.height))
-    except DataError as error:
-        return error
-    return None
 
 
 def _repeated_pictures(splits: Mapping[str, SplitContent]) -> dict[_Picture, _Picture]:

@@ -16,9 +16,6 @@ from torchvision.transforms.v2 import functional
 from core.config.schema import DataConfig
 from core.ops.boxes import xyxy_to_cxcywh
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 _PAPER_SHORT_SIDE = 800
 _PAPER_SHORT_SIDES = range(480, 801, 32)
 _PAPER_SIDES_BEFORE_CROP = (400, 500, 600)
@@ -86,9 +83,7 @@ class EvalTransform(_Resizer):
         std: likewise.
     """
 
-    def __init__(
-        self, config: DataConfig, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-    ) -> None:
+    def __init__(self, config: DataConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(config, mean, std)
 
     def __call__(
@@ -112,9 +107,7 @@ class TrainTransform(_Resizer):
         std: likewise.
     """
 
-    def __init__(
-        self, config: DataConfig, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-    ) -> None:
+    def __init__(self, config: DataConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(config, mean, std)
         self.augment = config.augment
         self._short_sides = [self._scaled(side) for side in _PAPER_SHORT_SIDES]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.annotations.images import check_image
+from core.annotations.image_checks import check_images
 from core.annotations.prepared import open_dataset, read_split
 from core.annotations.records import AnnotationSet, Category, PreparedDataset
 from core.annotations.subsets import find_subset
@@ -14,9 +14,9 @@ from core.assembly import Assembly
 from core.config.schema import Config
 from core.datasets.dataset import DetectionDataset
 from core.datasets.statistics import count_images_over
-from core.errors import DataError, DedetrError, UsageError
+from core.errors import UsageError
 from core.evaluation.preflight import replay_ground_truth
-from core.files import join_within, sha256_of
+from core.files import sha256_of
 from core.trainer.loop import Validation
 from core.trainer.run_folder import DatasetIdentity
 
@@ -70,9 +70,9 @@ def read_training_inputs(config: Config, say: Say) -> TrainingInputs:
     else:
         say("the data set has no val split: nothing is evaluated")
     _check_queries(train, config, say)
-    check_images(train, dataset.splits["train"].image_root)
+    check_images("train", train, dataset.splits["train"].image_root)
     if val is not None:
-        check_images(val, dataset.splits["val"].image_root)
+        check_images("val", val, dataset.splits["val"].image_root)
     identity = DatasetIdentity(dataset.name, {split: sha256_of(file) for split, file in files.items()})
     return TrainingInputs(dataset, dataset.classes, train, val, identity)
 
@@ -105,27 +105,6 @@ def make_datasets(inputs: TrainingInputs, assembly: Assembly) -> tuple[Detection
     return train, Validation(val, inputs.val)
 
 
-def check_images(annotations: AnnotationSet, image_root: Path) -> None:
-    """Check that every listed image is there, whole, and of the stated size, without decoding it.
-
-    Raises:
-        DataError: names the first such image and counts them.
-    """
-    first: DedetrError | None = None
-    num_bad = 0
-    for image in annotations.images:
-        try:
-            check_image(join_within(image_root, image.file_name), (image.width, image.height))
-        except DataError as error:
-            first = first or error
-            num_bad += 1
-    if first is None:
-        return
-    if num_bad > 1:
-        first.message += f" ({num_bad} images have a fault)"
-    raise first
-
-
 def _check_queries(train: AnnotationSet, config: Config, say: Say) -> None:
     num_queries = config.model.num_queries
     demand = count_images_over(train, num_queries, config.label_augmentation)
@@ -136,6 +115,6 @@ def _check_queries(train: AnnotationSet, config: Config, say: Say) -> None:
         raise UsageError(
             text,
             where="model.num_queries",
-            hint=f"--num-queries {demand.num_queries_needed} fits all, or --set data.allow_more_labels_than_queries=true",
+            hint=f"--num-queries {demand.num_queries_needed}, or --set data.allow_more_labels_than_queries=true",
         )
     say(f"{text}; some labels go untrained there")

@@ -20,8 +20,8 @@ def plot_training_curves(metrics: Sequence[Mapping[str, Any]], out: Path) -> Non
     """Draw loss and average precision over the epochs of a run, and write the picture as PNG.
 
     Args:
-        metrics: rows of `metrics.jsonl`. Of rows of kind "train", `epoch` (0, 1, ...) and `loss` are read, of
-            rows of kind "eval" `epoch`, `AP` and `AP50`; a value that is absent or not finite leaves a gap.
+        metrics: rows of `metrics.jsonl`, their `epoch` counted from 1. Of rows of kind "train" `loss` is read, of
+            rows of kind "eval" `AP` and `AP50` in `stats`; a value that is absent or null leaves a gap.
         out: the file.
 
     Raises:
@@ -51,14 +51,15 @@ def _plot_loss(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _plot_ap(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    flat = [{"epoch": row["epoch"], **row.get("stats", {})} for row in rows]
     axes.set_title("validation")
     has_data = False
     for name, color in (("AP", "#e63946"), ("AP50", "#ffb000")):
-        epochs, values = _points(rows, name)
+        epochs, values = _points(flat, name)
         if values:
             has_data = True
             axes.plot(
-                [epoch + 1 for epoch in epochs],
+                epochs,
                 [100 * value for value in values],
                 color=color,
                 linewidth=2,
@@ -83,7 +84,7 @@ def _points(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
 
 
 def _spread(epochs: Sequence[int]) -> list[float]:
-    """Return where along the axis each row lies: the rows of epoch e fill (e, e + 1] evenly."""
+    """Return where along the axis each row lies: the rows of epoch e fill (e - 1, e] evenly."""
     counts: dict[int, int] = {}
     for epoch in epochs:
         counts[epoch] = counts.get(epoch, 0) + 1
@@ -91,15 +92,15 @@ def _spread(epochs: Sequence[int]) -> list[float]:
     positions = []
     for epoch in epochs:
         seen[epoch] = seen.get(epoch, 0) + 1
-        positions.append(epoch + seen[epoch] / counts[epoch])
+        positions.append(epoch - 1 + seen[epoch] / counts[epoch])
     return positions
 
 
 def _epoch_means(epochs: Sequence[int], losses: Sequence[float]) -> dict[int, float]:
-    """Return the mean loss of each epoch, by the number of epochs done at its end."""
+    """Return the mean loss of each epoch."""
     grouped: dict[int, list[float]] = {}
     for epoch, loss in zip(epochs, losses, strict=True):
-        grouped.setdefault(epoch + 1, []).append(loss)
+        grouped.setdefault(epoch, []).append(loss)
     return {epoch: sum(values) / len(values) for epoch, values in grouped.items()}
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from core.annotations.records import Annotation, AnnotationSet, Category, ImageRecord
+from core.config.schema import DataConfig
+from core.datasets.transforms import EvalTransform, TrainTransform
+from core.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 # Ids with a gap, not in the order of the labels' meaning, as COCO has them.
 CLASSES = (Category(3, "red"), Category(7, "green"), Category(90, "blue"))
@@ -47,3 +50,13 @@ def make_scene(
         picture.save(folder / name)
         images.append(ImageRecord(image_id, name, width, height))
     return AnnotationSet(tuple(images), tuple(annotations), CLASSES)
+
+
+def train_transform(config: DataConfig) -> TrainTransform:
+    """The training transform for a backbone that was trained on ImageNet."""
+    return TrainTransform(config, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def eval_transform(config: DataConfig) -> EvalTransform:
+    """The evaluation transform for a backbone that was trained on ImageNet."""
+    return EvalTransform(config, IMAGENET_MEAN, IMAGENET_STD)

@@ -26,9 +26,8 @@ from core.datasets.batches import (
     pad_images,
 )
 from core.datasets.dataset import DetectionDataset
-from core.datasets.transforms import EvalTransform, TrainTransform
 from core.errors import DataError, MachineError, UsageError
-from tests.datasets.scenes import CLASSES, make_scene
+from tests.datasets.scenes import CLASSES, eval_transform, make_scene, train_transform
 
 
 def _config(batch_size: int = 2, num_workers: int = 0) -> DataConfig:
@@ -36,11 +35,11 @@ def _config(batch_size: int = 2, num_workers: int = 0) -> DataConfig:
 
 
 def _train_set(annotations: AnnotationSet, root: Path) -> DetectionDataset:
-    return DetectionDataset(annotations, root, CLASSES, TrainTransform(_config()), seed=1, drop_crowds=True)
+    return DetectionDataset(annotations, root, CLASSES, train_transform(_config()), seed=1, drop_crowds=True)
 
 
 def _eval_set(annotations: AnnotationSet, root: Path) -> DetectionDataset:
-    return DetectionDataset(annotations, root, CLASSES, EvalTransform(_config()), seed=1, drop_crowds=True)
+    return DetectionDataset(annotations, root, CLASSES, eval_transform(_config()), seed=1, drop_crowds=True)
 
 
 def _assert_equal(a: Batch, b: Batch) -> None:

@@ -11,16 +11,15 @@ from core.annotations.records import Annotation, AnnotationSet, Category, ImageR
 from core.config.schema import DataConfig
 from core.datasets.dataset import DetectionDataset, pack_boxes
 from core.datasets.seeds import derived_seed
-from core.datasets.transforms import EvalTransform, TrainTransform
 from core.errors import DataError
 from core.ops.boxes import cxcywh_to_xyxy
-from tests.datasets.scenes import CLASSES, make_scene
+from tests.datasets.scenes import CLASSES, eval_transform, make_scene, train_transform
 
 SMALL = DataConfig(short_side=64, max_long_side=120)
 
 
 def _dataset(annotations: AnnotationSet, root: Path, *, augment: bool = True, seed: int = 0) -> DetectionDataset:
-    transform = TrainTransform(SMALL) if augment else EvalTransform(SMALL)
+    transform = train_transform(SMALL) if augment else eval_transform(SMALL)
     return DetectionDataset(annotations, root, CLASSES, transform, seed=seed, drop_crowds=True)
 
 

@@ -11,15 +11,14 @@ from torchvision.transforms.v2 import functional
 
 from core.config.schema import DataConfig
 from core.datasets.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     EvalTransform,
-    TrainTransform,
     TransformedImage,
     clip_boxes,
     resized_hw,
 )
+from core.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from core.ops.boxes import cxcywh_to_xyxy
+from tests.datasets.scenes import eval_transform, train_transform
 
 # The config's range of 160 pixels keeps the pictures small: sizes scale by 1/5.
 SMALL = DataConfig(short_side=160, max_long_side=267)
@@ -83,7 +82,7 @@ def test_resize_equals_pil_to_one_grey_level(height: int, width: int, new_h: int
 @given(st.integers(40, 500), st.integers(40, 500), st.integers(0, 1000))
 def test_evaluation_equals_pil_resize_and_normalisation(height: int, width: int, seed: int) -> None:
     image = _noise(height, width, seed)
-    transformed = EvalTransform(SMALL)(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    transformed = eval_transform(SMALL)(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     new_h, new_w = resized_hw(height, width, 160, 267)
     assert transformed.pixels.shape == (3, new_h, new_w)
     assert transformed.boxes_cxcywh_norm.shape == (0, 4)
@@ -96,7 +95,7 @@ def test_mean_and_std_are_those_of_the_backbone() -> None:
     nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     half = EvalTransform(SMALL, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))(image, *nothing)
     assert torch.equal(half.pixels, torch.ones(3, 160, 160))
-    imagenet = EvalTransform(SMALL)(image, *nothing).pixels[:, 0, 0]
+    imagenet = eval_transform(SMALL)(image, *nothing).pixels[:, 0, 0]
     assert torch.allclose(imagenet, (1 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD))
 
 
@@ -112,7 +111,7 @@ def _edges_of_color(pixels: Tensor, color: tuple[int, int, int]) -> list[float] 
 
 
 def test_boxes_stay_on_their_rectangles_through_the_augmentation() -> None:
-    transform = TrainTransform(SMALL)
+    transform = train_transform(SMALL)
     num_dropped, shapes = 0, set()
     for seed in range(60):
         transformed = transform(*_picture(), torch.Generator().manual_seed(seed))
@@ -139,7 +138,7 @@ def test_boxes_stay_on_their_rectangles_through_the_augmentation() -> None:
 
 def test_augmentation_draws_what_the_paper_says() -> None:
     """Short sides, crops and flips appear as often as stated; sizes scale with `short_side`."""
-    transform = TrainTransform(SMALL)
+    transform = train_transform(SMALL)
     marker = torch.zeros(3, 100, 100, dtype=torch.uint8)
     marker[:, :, :10] = 255
     box, label = torch.tensor([[0.0, 0.0, 10.0, 100.0]]), torch.tensor([0])
@@ -163,7 +162,7 @@ def test_augmentation_draws_what_the_paper_says() -> None:
 
 
 def test_crop_sides_lie_between_384_and_600() -> None:
-    transform = TrainTransform(DataConfig())
+    transform = train_transform(DataConfig())
     sides = set()
     for seed in range(40):
         image, _, _ = transform._resize_and_crop(
@@ -180,28 +179,28 @@ def test_extreme_images_go_through(hw: tuple[int, int]) -> None:
     image = _noise(*hw)
     box, label = torch.tensor([[0.0, 0.0, hw[1], hw[0]]]), torch.tensor([0])
     for seed in range(8):
-        transformed = TrainTransform(SMALL)(image, box, label, torch.Generator().manual_seed(seed))
+        transformed = train_transform(SMALL)(image, box, label, torch.Generator().manual_seed(seed))
         assert transformed.pixels.numel() < 3 * 800 * 8 * 1333
         assert len(transformed.labels) == 1
-    assert len(EvalTransform(SMALL)(image, box, label).labels) == 1
+    assert len(eval_transform(SMALL)(image, box, label).labels) == 1
 
 
 def test_the_generator_alone_decides() -> None:
-    first = TrainTransform(SMALL)(*_picture(), torch.Generator().manual_seed(5))
+    first = train_transform(SMALL)(*_picture(), torch.Generator().manual_seed(5))
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    second = TrainTransform(SMALL)(*_picture(), torch.Generator().manual_seed(5))
+    second = train_transform(SMALL)(*_picture(), torch.Generator().manual_seed(5))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    third = TrainTransform(SMALL)(*_picture(), torch.Generator().manual_seed(6))
+    third = train_transform(SMALL)(*_picture(), torch.Generator().manual_seed(6))
     assert first.pixels.shape != third.pixels.shape or not torch.equal(first.pixels, third.pixels)
     with pytest.raises(ValueError, match="generator"):
-        TrainTransform(SMALL)(*_picture())
+        train_transform(SMALL)(*_picture())
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
-    plain = TrainTransform(SMALL.model_copy(update={"augment": False}))(*_picture())
-    evaluation = EvalTransform(SMALL)(*_picture())
+    plain = train_transform(SMALL.model_copy(update={"augment": False}))(*_picture())
+    evaluation = eval_transform(SMALL)(*_picture())
     assert all(torch.equal(a, b) for a, b in zip(plain, evaluation, strict=True))
 
 
@@ -216,6 +215,6 @@ def test_inputs_are_left_as_they_are() -> None:
     image, boxes, labels = _picture()
     kept = image.clone(), boxes.clone(), labels.clone()
     for seed in range(5):
-        TrainTransform(SMALL)(image, boxes, labels, torch.Generator().manual_seed(seed))
-    EvalTransform(SMALL)(image, boxes, labels)
+        train_transform(SMALL)(image, boxes, labels, torch.Generator().manual_seed(seed))
+    eval_transform(SMALL)(image, boxes, labels)
     assert all(torch.equal(a, b) for a, b in zip((image, boxes, labels), kept, strict=True))

@@ -15,9 +15,11 @@ from core.datasets.dataset import DetectionDataset
 from core.datasets.transforms import EvalTransform, TransformedImage
 from core.errors import DataError
 from core.evaluation.preflight import PreflightResult, replay_ground_truth
-from tests.datasets.scenes import CLASSES, make_scene
+from core.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from tests.datasets.scenes import CLASSES, eval_transform, make_scene
 
-TRANSFORM = EvalTransform(DataConfig(short_side=64, max_long_side=120))
+CONFIG = DataConfig(short_side=64, max_long_side=120)
+TRANSFORM = eval_transform(CONFIG)
 
 
 def _replay(
@@ -101,7 +103,7 @@ class _ForgetsToScale(EvalTransform):
 
 def test_a_faulty_transform_is_caught(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="score an AP of only"):
-        _replay(make_scene(tmp_path), tmp_path, transform=_ForgetsToScale(DataConfig(short_side=64, max_long_side=120)))
+        _replay(make_scene(tmp_path), tmp_path, transform=_ForgetsToScale(CONFIG, IMAGENET_MEAN, IMAGENET_STD))
 
 
 def test_objects_cut_off_by_the_edge_pass_and_lower_the_ceiling(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from core.config.schema import DataConfig, PostprocessConfig
 from core.datasets.batches import EvalLoader
 from core.datasets.dataset import DetectionDataset
-from core.datasets.transforms import EvalTransform
 from core.evaluation.coco import CocoEvaluator
 from core.evaluation.run import collect_detections, evaluate
 from core.models.postprocess import Postprocess
 from core.models.specs import DecoderFamily
 from core.structures import ImageBatch, ModelOutput
-from tests.datasets.scenes import CLASSES, make_scene
+from tests.datasets.scenes import CLASSES, eval_transform, make_scene
 
 CPU = torch.device("cpu")
 CONFIG = DataConfig(short_side=64, max_long_side=120, batch_size=4)
@@ -50,7 +49,7 @@ class _ColorFinder(nn.Module):
 
 def _dataset(tmp_path: Path) -> tuple[DetectionDataset, CocoEvaluator]:
     annotations = make_scene(tmp_path, num_images=9)
-    dataset = DetectionDataset(annotations, tmp_path, CLASSES, EvalTransform(CONFIG), seed=0, drop_crowds=True)
+    dataset = DetectionDataset(annotations, tmp_path, CLASSES, eval_transform(CONFIG), seed=0, drop_crowds=True)
     return dataset, CocoEvaluator(annotations, CLASSES)
 
 

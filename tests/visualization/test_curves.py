@@ -15,11 +15,11 @@ from core.visualization.curves import _epoch_means, _spread, plot_training_curve
 
 def _rows(num_epochs: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for epoch in range(num_epochs):
+    for epoch in range(1, num_epochs + 1):
         rows += [
             {"kind": "train", "step": 3 * epoch + k, "epoch": epoch, "loss": 9.0 - epoch + k / 9} for k in range(3)
         ]
-        rows.append({"kind": "eval", "epoch": epoch, "AP": epoch / 10, "AP50": epoch / 8})
+        rows.append({"kind": "eval", "epoch": epoch, "stats": {"AP": epoch / 10, "AP50": epoch / 8}})
     return rows
 
 
@@ -52,15 +52,15 @@ def test_the_curves_are_on_the_picture(tmp_path: Path) -> None:
 def test_missing_numbers_leave_gaps(tmp_path: Path, value: object) -> None:
     rows = _rows(3)
     rows[0]["loss"] = value
-    rows[3]["AP"] = value
-    rows.append({"kind": "eval", "epoch": 3, "AP": value, "AP50": value})
+    rows[3]["stats"]["AP"] = value
+    rows.append({"kind": "eval", "epoch": 3, "stats": {"AP": value, "AP50": value}})
     rows.append({"kind": "something else"})
     assert _picture(rows, tmp_path / "a.png").size
 
 
 def test_rows_of_an_epoch_are_spread_over_it() -> None:
-    assert _spread([0, 0, 1, 1, 1, 1]) == [0.5, 1.0, 1.25, 1.5, 1.75, 2.0]
-    assert _epoch_means([0, 0, 1], [2.0, 4.0, 7.0]) == {1: 3.0, 2: 7.0}
+    assert _spread([1, 1, 2, 2, 2, 2]) == [0.5, 1.0, 1.25, 1.5, 1.75, 2.0]
+    assert _epoch_means([1, 1, 2], [2.0, 4.0, 7.0]) == {1: 3.0, 2: 7.0}
 
 
 def test_matplotlib_keeps_no_figures(tmp_path: Path) -> None:
