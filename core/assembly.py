@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from core.annotations.records import Category
 from core.config.schema import Config
+from core.datasets.seeds import derived_seed
 from core.datasets.transforms import EvalTransform, TrainTransform
 from core.errors import CheckpointError
 from core.losses.criterion import Criterion
@@ -46,7 +48,7 @@ class Assembly:
 
 
 def assemble(config: Config, classes: Sequence[Category], *, load_backbone_weights: bool = True) -> Assembly:
-    """Build all parts of a run.
+    """Build all parts of a run; new weights follow from its seed alone.
 
     Args:
         config: the run's configuration.
@@ -62,12 +64,15 @@ def assemble(config: Config, classes: Sequence[Category], *, load_backbone_weigh
     backbone_config = config.backbone
     if not load_backbone_weights:
         backbone_config = backbone_config.model_copy(update={"weights": None})
-    backbone = build_backbone(backbone_config, num_backbone_levels(config.model))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("weights", config.run.seed))
+        backbone = build_backbone(backbone_config, num_backbone_levels(config.model))
+        model = build_detector(config.model, backbone, len(classes))
     return Assembly(
         config=config,
         spec=spec,
         classes=tuple(classes),
-        model=build_detector(config.model, backbone, len(classes)),
+        model=model,
         criterion=Criterion(config.loss, config.label_augmentation, spec.family, len(classes)),
         postprocess=Postprocess(config.postprocess, spec.family),
         train_transform=TrainTransform(config.data, backbone.pixel_mean, backbone.pixel_std),
