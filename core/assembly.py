@@ -47,13 +47,16 @@ class Assembly:
     eval_transform: EvalTransform
 
 
-def assemble(config: Config, classes: Sequence[Category], *, load_backbone_weights: bool = True) -> Assembly:
+def assemble(
+    config: Config, classes: Sequence[Category], *, load_backbone_weights: bool = True, download: bool = False
+) -> Assembly:
     """Build all parts of a run; new weights follow from its seed alone.
 
     Args:
         config: the run's configuration.
         classes: at least one.
         load_backbone_weights: False leaves the backbone as initialised (its weights come from a checkpoint).
+        download: fetch torchvision's weights if they are not on this machine.
 
     Raises:
         UsageError: unknown model or backbone, or switches that exclude each other.
@@ -66,8 +69,9 @@ def assemble(config: Config, classes: Sequence[Category], *, load_backbone_weigh
         backbone_config = backbone_config.model_copy(update={"weights": None})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("weights", config.run.seed))
-        backbone = build_backbone(backbone_config, num_backbone_levels(config.model))
+        backbone = build_backbone(backbone_config, num_backbone_levels(config.model), download=download)
         model = build_detector(config.model, backbone, len(classes))
+    model.require_side(config.data.max_long_side)
     return Assembly(
         config=config,
         spec=spec,
@@ -114,7 +118,8 @@ def load_detector(
     config, classes = _described_by(weights)
     assembly = assemble(change(config) if change else config, classes, load_backbone_weights=False)
     load_into(assembly.model, weights)
-    return LoadedDetector(assembly, path, None if weights.is_reference else config.data.root, weights.is_reference)
+    data_root = None if weights.is_reference else assembly.config.data.root
+    return LoadedDetector(assembly, path, data_root, weights.is_reference)
 
 
 def _described_by(weights: LoadedWeights) -> tuple[Config, tuple[Category, ...]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from core.errors import DataError, MachineError
 
@@ -52,6 +54,28 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values, dataclasses' dictionaries and paths as JSON; see `write_atomic`."""
+    write_atomic(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def require_writable_folder(folder: Path) -> None:
+    """Check that a folder can be written, or made where it is missing; nothing is made.
+
+    Raises:
+        MachineError: it cannot, or is a file.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise MachineError("is a file, not a folder", where=str(existing), hint="name another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise MachineError(
+            f"cannot write to {existing}", where=str(folder), hint="check its permissions, or name another folder"
+        )
 
 
 def _umask() -> int:

@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,10 @@ def collect_images(inputs: Sequence[str | Path]) -> list[Path]:
 
 def _images_of(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(entry for entry in path.iterdir() if _is_image(entry))
+        try:
+            return sorted(entry for entry in path.iterdir() if _is_image(entry))
+        except OSError as error:
+            raise DataError(f"the folder cannot be read: {error.strerror}", where=str(path)) from error
     if path.exists():
         return [path]
     matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns too)
@@ -85,8 +89,8 @@ def predict_images(
     paths: Sequence[Path],
     device: torch.device,
     *,
-    batch_size: int = 1,
-    threshold: float = 0.5,
+    batch_size: int,
+    threshold: float,
 ) -> Iterator[ImagePrediction]:
     """Detect objects in image files, batch by batch.
 
@@ -155,7 +159,7 @@ def write_predictions_json(path: Path, predictions: Sequence[ImagePrediction], c
     """
     image_ids = _image_ids([prediction.path for prediction in predictions])
     results = [
-        {"image_id": image_id, "file_name": prediction.path.as_posix(), **entry}
+        {"image_id": image_id, "file_name": _text_of(prediction.path), **entry}
         for image_id, prediction in zip(image_ids, predictions, strict=True)
         for entry in _entries(prediction, classes)
     ]
@@ -175,7 +179,7 @@ def write_predictions_csv(path: Path, predictions: Sequence[ImagePrediction], cl
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file_name", "category_id", "category_name", "score", "left", "top", "width", "height"])
     for prediction in predictions:
-        file_name = _not_a_formula(prediction.path.as_posix())
+        file_name = _not_a_formula(_text_of(prediction.path))
         for entry in _entries(prediction, classes):
             name = _not_a_formula(entry["category_name"])
             writer.writerow([file_name, entry["category_id"], name, entry["score"], *entry["bbox"]])
@@ -207,6 +211,11 @@ def _image_ids(paths: Sequence[Path]) -> list[int]:
         if len(set(numbers)) == len(numbers):
             return numbers
     return list(range(1, len(paths) + 1))
+
+
+def _text_of(path: Path) -> str:
+    """Return a path as text that can be written; bytes that are not UTF-8 become question marks."""
+    return os.fsencode(path).decode("utf-8", "replace").replace(os.sep, "/")
 
 
 def _not_a_formula(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Annotated
@@ -14,7 +13,7 @@ from dedetr_cli import __version__
 from dedetr_cli.commands import eval as eval_command
 from dedetr_cli.commands import predict, prepare_data, subsample, train, visualize
 from dedetr_cli.options import debug_wanted
-from dedetr_cli.output import print_error
+from dedetr_cli.output import print_error, silence
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -69,6 +68,8 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
+        if code == EXIT_CTRL_C:
+            print_error("stopped by Ctrl-C", None)
         return code if isinstance(code, int) else 0
     except DedetrError as error:
         if debug_wanted():
@@ -82,8 +83,7 @@ def _run() -> int:
         print_error("stopped by Ctrl-C", None)
         return EXIT_CTRL_C
     except BrokenPipeError:
-        # The reader of our output went away (`| head`); what is left to flush has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # the reader of our output went away (`| head`)
         return 0
     except Exception as error:  # noqa: BLE001 (the last edge: what arrives here is a bug of ours)
         if debug_wanted():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,38 +19,65 @@ from rich.text import Text
 SCHEMA_VERSION = 1
 
 
+class _PatientConsole(Console):
+    """A console that falls silent when its reader goes away (`| head`), and lets the command go on."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what is still to come nowhere."""
+        silence(self.file)
+
+
+def silence(stream: IO[str]) -> None:
+    """Send everything that is written to a stream nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+@cache
 def stdout() -> Console:
-    """Return a console on stdout; styles are off where it is no terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Return the console on stdout; styles are off where it is no terminal."""
+    return _PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
+@cache
 def stderr() -> Console:
-    """Return a console on stderr; styles are off where it is no terminal."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Return the console on stderr, one for all, so that lines go above a live bar and not through it."""
+    return _PatientConsole(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line of the result, literally (no markup, no control characters)."""
+    stdout().print(Text(one_line(text)))
 
 
 def print_error(message: str, hint: str | None) -> None:
     """Print `error: ...` and perhaps `hint: ...`, a line each, literally (no markup, no control characters)."""
     console = stderr()
-    console.print(Text.assemble(("error: ", "bold red"), _one_line(message)))
+    console.print(Text.assemble(("error: ", "bold red"), one_line(message)))
     if hint:
-        console.print(Text.assemble(("hint: ", "bold"), _one_line(hint)))
+        console.print(Text.assemble(("hint: ", "bold"), one_line(hint)))
 
 
 def print_note(message: str) -> None:
     """Print a line about what is going on to stderr, literally."""
-    stderr().print(Text(_one_line(message)))
+    stderr().print(Text(one_line(message)))
 
 
 def print_warning(message: str) -> None:
     """Print a warning to stderr, literally."""
-    stderr().print(Text.assemble(("warning: ", "bold yellow"), _one_line(message)))
+    stderr().print(Text.assemble(("warning: ", "bold yellow"), one_line(message)))
 
 
 def print_json(command: str, result: Mapping[str, Any]) -> None:
     """Print one JSON object with its schema version and command."""
     document = {"schema_version": SCHEMA_VERSION, "command": command, **result}
-    sys.stdout.write(json.dumps(document, default=_to_json, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(document, default=_to_json, indent=2, allow_nan=False)
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
 
 
 def as_dict(result: Any) -> dict[str, Any]:
@@ -72,10 +101,11 @@ def cell_text(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}" if math.isfinite(value) else "-"
-    return _one_line(str(value))
+    return one_line(str(value))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text with a space for every character that a terminal would act upon."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

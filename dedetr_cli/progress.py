@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from dedetr_cli.output import print_note, print_warning, stderr
 
@@ -91,13 +89,12 @@ class LiveReporter:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._console: Console = progress.console
         self._run = progress.add_task("starting", total=None)
         self._evaluation = progress.add_task("evaluating", visible=False)
 
     def run_started(self, event: RunStarted) -> None:
         """Print what is trained on what."""
-        self._print(start_line(event))
+        print_note(start_line(event))
         self._progress.update(self._run, total=event.num_steps, completed=event.first_step)
 
     def step_done(self, event: StepDone) -> None:
@@ -115,17 +112,14 @@ class LiveReporter:
     def evaluated(self, event: Evaluated) -> None:
         """Print AP, and hide that bar."""
         self._progress.update(self._evaluation, visible=False)
-        self._print(evaluation_line(event))
+        print_note(evaluation_line(event))
 
     def checkpoint_saved(self, event: CheckpointSaved) -> None:
         """Say nothing: it is what every user expects."""
 
     def warning(self, message: str) -> None:
         """Print the warning above the bars."""
-        self._console.print(Text(f"warning: {message}", style="yellow"))
-
-    def _print(self, line: str) -> None:
-        self._console.print(Text(line))
+        print_warning(message)
 
 
 def start_line(event: RunStarted) -> str:

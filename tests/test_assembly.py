@@ -59,5 +59,5 @@ def test_a_configuration_of_another_time_is_named(tmp_path: Path) -> None:
     assembly = assemble(_config(), CLASSES)
     config = assembly.config.model_dump() | {"model": {"nam": "detr"}}
     torch.save(pack_weights(assembly.model.state_dict(), config, CLASSES), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="model.nam"):
+    with pytest.raises(CheckpointError, match=r"model\.nam"):
         load_detector(tmp_path / "model.pt")

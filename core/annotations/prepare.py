@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.annotations import demo
 from core.annotations.findings import NUM_EXAMPLES, Findings, SplitContent, count_findings
@@ -67,11 +66,6 @@ class PrepareReport:
     notes: tuple[str, ...]
     unlabelled: Path | None = None
     recipe: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        unlabelled = None if self.unlabelled is None else str(self.unlabelled)
-        return {**dataclasses.asdict(self), "root": str(self.root), "unlabelled": unlabelled}
 
 
 def prepare(
@@ -296,7 +290,7 @@ def _staged(out: Path) -> Iterator[Path]:
                 target.replace(earlier)
             try:
                 stage.replace(target)
-            except OSError:
+            except BaseException:  # Ctrl-C too: the folder that holds the earlier data set is about to go
                 if earlier.exists():
                     earlier.replace(target)
                 raise

@@ -10,11 +10,11 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -54,10 +54,6 @@ class SubsetReport:
     num_parent_images: int
     num_annotations: int
     class_counts: Mapping[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return {**asdict(self), "path": str(self.path), "manifest": str(self.manifest)}
 
 
 class SubsetManifest(BaseModel):

@@ -19,8 +19,11 @@ def prepare_data(
     seed: int = 0,
     one_based: bool = False,
     copy_images: bool = False,
+    strict: bool = False,
 ) -> PrepareReport:
     """Prepare a data set in `out`; without a source the embedded demo set, with pictures in `images` beside it.
+
+    The arguments are those of `core.annotations.prepare.prepare`.
 
     Raises:
         DataError: the source is missing or has a fault; nothing is left behind.
@@ -34,7 +37,7 @@ def prepare_data(
         seed=seed,
         one_based=one_based,
         copy_images=copy_images,
-        images_out=out.parent / "images" if source is None else None,
+        strict=strict,
     )
 
 

@@ -3,80 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.api.common import LATEST, OnImages, Say, count_nothing, say_nothing
-from core.config.layers import assignments_layer, resolve_over
-from core.config.schema import Config
-from core.errors import CheckpointError, DataError, UsageError
-from core.files import join_within
+from core.api.checkpoints import open_checkpoint, open_split
+from core.api.common import OnImages, Say, count_nothing, say_nothing
+from core.errors import DataError, MachineError, UsageError
+from core.files import join_within, require_writable_folder, write_json
 
 if TYPE_CHECKING:
-    import torch
-
-    from core.annotations.records import AnnotationSet
-    from core.assembly import LoadedDetector
-    from core.datasets.dataset import DetectionDataset
     from core.evaluation.coco import EvaluationResult
+    from core.prediction import ImagePrediction
 
-
-# Fixed by a checkpoint, but for how it is computed.
-_FIXED_SECTIONS = ("model", "backbone")
-_IMPLEMENTATION_KEYS = ("model.attention", "model.roi_backend")
-
-
-def _load(
-    checkpoint: Path | None, assignments: Sequence[str], device: str | None, trust: bool
-) -> tuple[LoadedDetector, torch.device]:
-    """Build the detector of a checkpoint on its device, in evaluation mode."""
-    if checkpoint is None and not LATEST.exists():
-        raise CheckpointError("no run here yet", where=str(LATEST), hint="train first, or name one with --checkpoint")
-    from core.assembly import load_detector
-    from core.device import choose_device
-    from core.trainer.checkpoint import find_model_file
-    from core.trainer.device import place
-
-    changes = assignments_layer(assignments)
-
-    def change(config: Config) -> Config:
-        return resolve_over(config, [changes], fixed=_FIXED_SECTIONS, changeable=_IMPLEMENTATION_KEYS)
-
-    loaded = load_detector(find_model_file(checkpoint or LATEST), change, trust=trust)
-    on = choose_device(device or loaded.assembly.config.run.device)
-    place(loaded.assembly.model, on)
-    loaded.assembly.model.eval()
-    return loaded, on
-
-
-def _open_split(
-    data: Path | None, split: str, loaded: LoadedDetector, on_note: Say
-) -> tuple[Path, AnnotationSet, DetectionDataset]:
-    """Open the split that a detector is to be compared with, and check that both mean the same classes."""
-    from core.annotations.prepared import open_dataset, read_split, require_same_classes
-    from core.datasets.dataset import DetectionDataset
-
-    if data is None and loaded.data_root is None:
-        raise UsageError("the checkpoint does not say what it was trained on", where="--data", hint="name the data set")
-    root = data or Path(str(loaded.data_root))
-    prepared = open_dataset(root)
-    annotations, findings = read_split(prepared, split)
-    for note in findings.notes():
-        on_note(f"{split}: {note}")
-    classes = loaded.assembly.classes
-    if not loaded.is_reference:
-        require_same_classes(classes, prepared.classes, str(loaded.path), str(root))
-    # A reference head has a row for every id up to its largest; DetectionDataset refuses ids that it lacks.
-    dataset = DetectionDataset(
-        annotations,
-        prepared.splits[split].image_root,
-        classes,
-        loaded.assembly.eval_transform,
-        seed=0,
-        drop_crowds=False,
-    )
-    return root, annotations, dataset
+JSON_NAME = "predictions.json"
+CSV_NAME = "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -87,13 +28,13 @@ class EvaluationOutcome:
         checkpoint: the weight file.
         data: the data set.
         split: which part of it.
-        result: the numbers.
+        evaluation: the numbers.
     """
 
     checkpoint: Path
     data: Path
     split: str
-    result: EvaluationResult
+    evaluation: EvaluationResult
 
 
 def evaluate(
@@ -107,7 +48,9 @@ def evaluate(
     on_images: OnImages = count_nothing,
     on_note: Say = say_nothing,
 ) -> EvaluationOutcome:
-    """Score a checkpoint on a split; the numbers are also written into `eval/` of its run folder.
+    """Score a checkpoint on a split.
+
+    Where nothing differs from the run, the numbers are also written into `eval/` of its folder.
 
     Args:
         checkpoint: run folder, checkpoint folder or weight file; None for the latest run.
@@ -126,24 +69,30 @@ def evaluate(
     from core.datasets.batches import EvalLoader
     from core.evaluation.coco import CocoEvaluator
     from core.evaluation.run import evaluate as score
-    from core.evaluation.run import write_result
+    from core.trainer.failures import out_of_memory_errors
     from core.trainer.run_folder import run_folder_of
 
-    loaded, on = _load(checkpoint, assignments, device, trust)
-    root, annotations, dataset = _open_split(data, split, loaded, on_note)
-    on_note(f"evaluating {loaded.path} on {split} of {root}")
-    result = score(
-        loaded.assembly.model,
-        loaded.assembly.postprocess,
-        EvalLoader(dataset, loaded.assembly.config.data, pin_memory=on.type == "cuda"),
-        CocoEvaluator(annotations, loaded.assembly.classes),
-        on,
-        lambda done: on_images(done, len(dataset)),
-    )
+    loaded, on = open_checkpoint(checkpoint, assignments, device, trust)
+    dataset, annotations, images = open_split(data, split, loaded, on_note)
+    on_note(f"evaluating {loaded.path} on {split} of {dataset.root}")
+    with out_of_memory_errors(loaded.assembly.config.data):
+        result = score(
+            loaded.assembly.model,
+            loaded.assembly.postprocess,
+            EvalLoader(images, loaded.assembly.config.data, pin_memory=on.type == "cuda"),
+            CocoEvaluator(annotations, loaded.assembly.classes),
+            on,
+            lambda done: on_images(done, len(images)),
+        )
+    outcome = EvaluationOutcome(loaded.path, dataset.root, split, result)
     run = run_folder_of(loaded.path)
-    if run is not None:
-        write_result(run / "eval" / f"{split}.json", result)
-    return EvaluationOutcome(loaded.path, root, split, result)
+    # What was scored otherwise than the run itself does must not pass for the run's own number.
+    if run is not None and data is None and not assignments:
+        try:
+            write_json(run / "eval" / f"{split}.json", asdict(outcome))
+        except MachineError as error:
+            on_note(f"the numbers were not kept: {error}")
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -206,16 +155,18 @@ def predict(
         MachineError: `out` cannot be written.
     """
     from core.prediction import collect_images, predict_images, write_predictions_csv, write_predictions_json
+    from core.trainer.failures import out_of_memory_errors
     from core.visualization.pictures import draw_prediction, picture_paths
 
+    paths = collect_images(inputs)
+    targets = picture_paths(out, paths)
+    _refuse_to_replace(out, paths, targets if pictures else [])
     switches = {"postprocess.nms": nms, "postprocess.nms_iou": nms_iou}
     extra = [f"{key}={value}" for key, value in switches.items() if value is not None]
-    loaded, on = _load(checkpoint, [*assignments, *extra], device, trust)
-    paths = collect_images(inputs)
+    loaded, on = open_checkpoint(checkpoint, [*assignments, *extra], device, trust)
     on_note(f"predicting {len(paths)} images with {loaded.path}")
-    predictions = []
+    predictions: list[ImagePrediction] = []
     drawn: list[Path] = []
-    targets = picture_paths(out, paths)
     names = [category.name for category in loaded.assembly.classes]
     found = predict_images(
         loaded.assembly.model,
@@ -226,14 +177,15 @@ def predict(
         batch_size=batch_size,
         threshold=threshold,
     )
-    for prediction, target in zip(found, targets, strict=True):
-        predictions.append(prediction)
-        if pictures and prediction.detections is not None:
-            draw_prediction(prediction.path, prediction.detections, names, target)
-            drawn.append(target)
-        on_images(len(predictions), len(paths))
-    write_predictions_json(out / "predictions.json", predictions, loaded.assembly.classes)
-    write_predictions_csv(out / "predictions.csv", predictions, loaded.assembly.classes)
+    with out_of_memory_errors(loaded.assembly.config.data):
+        for prediction, target in zip(found, targets, strict=True):
+            predictions.append(prediction)
+            if pictures and prediction.detections is not None:
+                draw_prediction(prediction.path, prediction.detections, names, target)
+                drawn.append(target)
+            on_images(len(predictions), len(paths))
+    write_predictions_json(out / JSON_NAME, predictions, loaded.assembly.classes)
+    write_predictions_csv(out / CSV_NAME, predictions, loaded.assembly.classes)
     readable = [prediction.detections for prediction in predictions if prediction.detections is not None]
     return PredictionOutcome(
         checkpoint=loaded.path,
@@ -243,6 +195,26 @@ def predict(
         pictures=tuple(drawn),
         unreadable=tuple(str(prediction.error) for prediction in predictions if prediction.error is not None),
     )
+
+
+def _refuse_to_replace(out: Path, images: Sequence[Path], pictures: Sequence[Path]) -> None:
+    """Check that writing to a folder replaces nothing but what an earlier prediction wrote there.
+
+    Raises:
+        UsageError: a picture would replace one of the images, or the folder holds other things.
+        MachineError: the folder cannot be written.
+    """
+    require_writable_folder(out)
+    originals = {image.resolve() for image in images}
+    if any(picture.resolve() in originals for picture in pictures):
+        raise UsageError("the pictures would replace the images themselves", where="--out", hint="name another folder")
+    is_ours = all((out / name).is_file() for name in (JSON_NAME, CSV_NAME))
+    if not is_ours and out.is_dir() and any(out.iterdir()):
+        raise UsageError(
+            "the folder holds other files, and dedetr replaces only predictions of its own",
+            where=str(out),
+            hint="name another folder with --out",
+        )
 
 
 @dataclass(frozen=True)
@@ -296,18 +268,22 @@ def visualize(
     from core.visualization.curves import plot_training_curves
     from core.visualization.pictures import draw_comparison, picture_paths
 
-    loaded, on = _load(checkpoint, assignments, device, trust)
+    loaded, on = open_checkpoint(checkpoint, assignments, device, trust)
     run = run_folder_of(loaded.path)
     folder = out or (run or Path()) / "plots"
+    dataset, annotations, images = open_split(data, split, loaded, on_note)
+    num_drawn = min(num_images, len(images))
+    indices = [position * len(images) // num_drawn for position in range(num_drawn)]
+    paths = [join_within(images.image_root, annotations.images[index].file_name) for index in indices]
+    targets = picture_paths(folder, paths)
+    require_writable_folder(folder)
+    if {target.resolve() for target in targets} & {path.resolve() for path in paths}:
+        raise UsageError("the pictures would replace the images themselves", where="--out", hint="name another folder")
+    on_note(f"drawing {loaded.path} on {split} of {dataset.root}")
     drawn: list[Path] = []
     if run is not None and (run / "metrics.jsonl").is_file():
         drawn.append(folder / "curves.png")
         plot_training_curves(read_records(run / "metrics.jsonl"), drawn[-1])
-    root, annotations, dataset = _open_split(data, split, loaded, on_note)
-    on_note(f"drawing {loaded.path} on {split} of {root}")
-    stride = max(1, len(dataset) // max(1, num_images))
-    indices = range(0, len(dataset), stride)[:num_images]
-    paths = [join_within(dataset.image_root, annotations.images[index].file_name) for index in indices]
     names = [category.name for category in loaded.assembly.classes]
     found = predict_images(
         loaded.assembly.model,
@@ -315,12 +291,13 @@ def visualize(
         loaded.assembly.eval_transform,
         paths,
         on,
+        batch_size=1,
         threshold=threshold,
     )
-    for index, prediction, target in zip(indices, found, picture_paths(folder, paths), strict=True):
+    for index, prediction, target in zip(indices, found, targets, strict=True):
         if prediction.detections is None:
             raise prediction.error or DataError("cannot be read", where=str(prediction.path))
-        boxes_xyxy_px, labels = dataset.annotated(index)
+        boxes_xyxy_px, labels = images.annotated(index)
         draw_comparison(prediction.path, boxes_xyxy_px, labels, prediction.detections, names, target)
         drawn.append(target)
     return VisualizationOutcome(loaded.path, tuple(drawn))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.annotations.prepared import open_dataset
-from core.api.common import LATEST, Say, say_nothing
+from core.api.common import LATEST, RUNS, Say, say_nothing
 from core.config.layers import (
     Layer,
     ResolvedConfig,
@@ -20,13 +20,14 @@ from core.config.layers import (
 from core.config.presets import preset_layer
 from core.config.schema import Config
 from core.config.yaml_file import KeyPath
-from core.errors import CheckpointError, UsageError
+from core.errors import CheckpointError, MachineError, UsageError
 from core.models.specs import get_spec
 
 if TYPE_CHECKING:
     from core.assembly import Assembly
     from core.trainer.loop import TrainResult
     from core.trainer.reporter import Reporter
+    from core.trainer.run_folder import RunFolder
 
 NO_PRESET = "none"
 
@@ -57,6 +58,7 @@ def resolve_train_config(
 
     Raises:
         UsageError: a key, value, file or preset cannot be used.
+        DataError: there is no data set, or its description cannot be read.
     """
     layers = [file_layer(config_file)] if config_file else []
     layers += [environment_layer(environment or {}), assignments_layer(assignments), _flag_layer(flags or {})]
@@ -80,9 +82,13 @@ def resume_config(
         CheckpointError: there is no such run.
         UsageError: a key or value cannot be used.
     """
-    file = (run or LATEST) / "config.yaml"
-    if not file.is_file():
-        raise CheckpointError("there is no run to resume", where=str(file.parent), hint="name its folder with --out")
+    from core.trainer.pointers import pointed_to
+
+    folder = pointed_to(run or LATEST)
+    if folder is None or not (folder / "config.yaml").is_file():
+        where = str(run or LATEST)
+        raise CheckpointError("there is no run to resume", where=where, hint="name its folder with --out")
+    file = folder / "config.yaml"
     return resolve([file_layer(file), assignments_layer(assignments), _flag_layer(flags or {})], _model_defaults)
 
 
@@ -104,6 +110,7 @@ def train(
     override: bool = False,
     overwrite: bool = False,
     trust: bool = False,
+    download: bool = False,
     command: Sequence[str] = (),
     reporter: Reporter | None = None,
     on_note: Say = say_nothing,
@@ -118,6 +125,7 @@ def train(
         override: resume although settings or data differ from the run's.
         overwrite: replace an earlier run in `out`.
         trust: unpickle `weights` even if that could run code.
+        download: fetch torchvision's backbone weights if they are not on this machine; else no network is used.
         command: the words of the command line, for the manifest.
         reporter: is told what happens.
         on_note: is told what is trained on, and what is unusual about it.
@@ -134,18 +142,19 @@ def train(
     if resume and (weights is not None or overwrite):
         raise UsageError("--resume goes on with everything of a run", hint="leave out --weights and --overwrite")
     RunFolder.check_free(out, overwrite=overwrite or resume)
+    config = _with_absolute_paths(config)
     device = choose_device(config.run.device)
     _note_unreached_drop(config, on_note)
     inputs = read_training_inputs(config, on_note)
-    assembly = assemble(config, inputs.classes, load_backbone_weights=not resume and weights is None)
+    is_fresh = not resume and weights is None
+    assembly = assemble(config, inputs.classes, load_backbone_weights=is_fresh, download=download)
     if weights is not None:
         _start_from(assembly, weights, trust=trust, on_note=on_note)
-    train_dataset, validation = make_datasets(inputs, assembly)
+    train_dataset, validation = make_datasets(inputs, assembly, on_note)
     folder = (
         RunFolder.reopen(out or LATEST) if resume else RunFolder.create(out, config.model.name, overwrite=overwrite)
     )
     with folder:
-        folder.mark_latest()
         return run_loop(
             assembly,
             train_dataset,
@@ -155,9 +164,27 @@ def train(
             inputs.identity,
             command=command,
             reporter=reporter,
+            on_first_checkpoint=lambda: _mark_latest(folder, on_note),
             resume=resume,
             override=override,
         )
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Return a configuration that means the same data wherever a later command is typed."""
+    data = config.data
+    changes = {"root": str(Path(data.root).absolute())}
+    if data.subset is not None and Path(data.subset).is_file():
+        changes["subset"] = str(Path(data.subset).absolute())
+    return config.model_copy(update={"data": data.model_copy(update=changes)})
+
+
+def _mark_latest(folder: RunFolder, on_note: Say) -> None:
+    """Let `runs/latest` point to a run; where that folder cannot be written the run is no worse for it."""
+    try:
+        folder.mark_latest(RUNS)
+    except MachineError as error:
+        on_note(f"{LATEST} was not set: {error}")
 
 
 def _start_from(assembly: Assembly, weights: Path, *, trust: bool, on_note: Say) -> None:

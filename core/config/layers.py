@@ -1,7 +1,6 @@
 """The layers that fill the configuration, the higher over the lower: flag, --set, environment, file, preset, model.
 
-Every value keeps its origin, so that an error can say where the bad value stands, and `--show-config` where
-each one comes from.
+Every value keeps its origin, so that an error can say where the bad value stands.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def assignments_layer(assignments: Sequence[str]) -> Layer:
                 where="--set",
                 hint="for example --set data.short_side=480",
             )
-        items[path] = parse_scalar(text)
+        items[path] = parse_scalar(text, f"--set {key.strip()}")
     return items_layer(items, {path: f"--set {'.'.join(path)}" for path in items}, "--set")
 
 
@@ -81,7 +80,7 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
         if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
             continue
         path = tuple(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
-        items[path] = parse_scalar(text)
+        items[path] = parse_scalar(text, name)
         origins[path] = name
     return items_layer(items, origins, "environment")
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _as_text(value: object) -> object:
+    """Let a number stand for its text: `0.05` in a file means what `--subset 0.05` means."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return repr(value) if is_number else value
 
 
 class Section(BaseModel):
@@ -63,7 +69,7 @@ class BackboneConfig(Section):
     name: str = "resnet50"
     """A torchvision ResNet (resnet18 ... resnext101_64x4d), resnet10, or `timm/NAME` with the extra `timm`."""
     weights: str | None = "IMAGENET1K_V1"
-    """torchvision's name of pretrained weights, a local file (.pth, .safetensors), or null to train from scratch."""
+    """torchvision's name of pretrained weights, a local file (.pth, .safetensors), or none to train from scratch."""
     norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = "frozen_batch_norm"
     """Without pretrained weights batch_norm, unless said otherwise."""
     freeze_stem: bool = True
@@ -75,8 +81,8 @@ class BackboneConfig(Section):
     @classmethod
     def _fit_to_weights(cls, values: Any) -> Any:
         """Let a backbone without pretrained weights train all of itself: frozen noise would teach nothing."""
-        if isinstance(values, dict) and "weights" in values and values["weights"] is None:
-            return {"norm": "batch_norm", "freeze_stem": False, **values}
+        if isinstance(values, dict) and values.get("weights", "") in (None, "none"):
+            return {"norm": "batch_norm", "freeze_stem": False, **values, "weights": None}
         return values
 
 
@@ -129,7 +135,7 @@ class DataConfig(Section):
     """What is read, and how images are resized."""
 
     root: str = "data"
-    subset: str | None = None
+    subset: Annotated[str | None, BeforeValidator(_as_text)] = None
     """A rate whose subset `dedetr subsample` made, or a subset file; null: the whole train split."""
     short_side: PositiveInt = 800
     """Short side at evaluation in pixels; the sizes of training scale along."""

@@ -31,16 +31,24 @@ class YamlMapping:
     lines: dict[KeyPath, int]
 
 
-def parse_scalar(text: str) -> Any:
+# Besides its own errors PyYAML lets those of a date that is none, or of very deep nesting, through.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def parse_scalar(text: str, where: str | None = None) -> Any:
     """Read one value as YAML would: numbers, true/false, null, [lists], else text.
+
+    Args:
+        text: the value.
+        where: the flag or variable that it stands in, for messages.
 
     Raises:
         UsageError: the text is not YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"cannot read {text!r} as a value: {_problem(error)}") from error
+    except _YAML_ERRORS as error:
+        raise UsageError(f"cannot read {text[:80]!r} as a value: {_problem(error)}", where=where) from error
 
 
 def read_yaml_mapping(path: Path) -> YamlMapping:
@@ -75,7 +83,7 @@ def parse_yaml_mapping(text: str, name: str) -> YamlMapping:
             raise UsageError("the top level must be sections with keys", where=f"{name}:{node.start_mark.line + 1}")
         lines: dict[KeyPath, int] = {}
         values = _mapping(loader, node, (), lines, name)
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         hint = "indent with spaces, not tabs" if "\\t" in str(error) else None
@@ -105,6 +113,6 @@ def _mapping(
     return result
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: Exception) -> str:
     problem = getattr(error, "problem", None)
-    return str(problem or error).splitlines()[0]
+    return (str(problem or error) or type(error).__name__).splitlines()[0]

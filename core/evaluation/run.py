@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from core.datasets.batches import Batch
 from core.evaluation.coco import CocoEvaluator, EvaluationResult
-from core.files import write_atomic
 from core.structures import Detections, ModelOutput
 
 PostprocessFunction = Callable[[ModelOutput, Tensor], "list[Detections]"]
@@ -83,12 +79,3 @@ def evaluate(
     for image_id, detections in collect_detections(model, postprocess, batches, device, on_batch).items():
         evaluator.add(image_id, detections)
     return evaluator.compute()
-
-
-def write_result(path: Path, result: EvaluationResult) -> None:
-    """Write an evaluation's numbers as JSON.
-
-    Raises:
-        MachineError: the file cannot be written.
-    """
-    write_atomic(path, json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")

@@ -58,6 +58,15 @@ class Detector(nn.Module):
         output: ModelOutput = self.decoder(self.query_embed.weight, self.encode(batch))
         return output
 
+    def require_side(self, side_px: int) -> None:
+        """Check that images of this long side fit the position embedding.
+
+        Raises:
+            UsageError: they do not, as learned embeddings are a table of limited size.
+        """
+        if isinstance(self.position_embedding, LearnedPositionEmbedding):
+            self.position_embedding.require_cells(-(-side_px // min(self.strides)))
+
     def encode(self, batch: ImageBatch) -> EncodedImages:
         """Return what the decoder sees: all levels projected, the backbone's deepest one encoded besides.
 

@@ -69,6 +69,20 @@ class LearnedPositionEmbedding(nn.Module):
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
 
+    def require_cells(self, num_cells: int) -> None:
+        """Check that a map with so many cells along a side fits.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if num_cells > self.MAX_CELLS:
+            raise UsageError(
+                f"feature maps of {num_cells} cells along a side do not fit the learned position embedding, "
+                f"which has {self.MAX_CELLS} rows and columns",
+                where="model.position_embedding",
+                hint="use model.position_embedding=sine, or smaller images (data.max_long_side)",
+            )
+
     def forward(self, padding_mask: Tensor) -> Tensor:
         """Embed a map's cells: (B, H, W) bool -> (B, D, H, W), x before y.
 
@@ -76,13 +90,7 @@ class LearnedPositionEmbedding(nn.Module):
             UsageError: the map is higher or wider than 50 cells.
         """
         num_images, height, width = padding_mask.shape
-        if max(height, width) > self.MAX_CELLS:
-            raise UsageError(
-                f"a feature map of {height} x {width} cells does not fit the learned position embedding, "
-                f"which has {self.MAX_CELLS} rows and columns",
-                where="model.position_embedding",
-                hint="use model.position_embedding=sine, or smaller images",
-            )
+        self.require_cells(max(height, width))
         x = self.col_embed.weight[:width].expand(height, -1, -1)
         y = self.row_embed.weight[:height, None].expand(-1, width, -1)
         return torch.cat([x, y], dim=-1).permute(2, 0, 1).expand(num_images, -1, -1, -1)

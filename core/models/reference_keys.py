@@ -91,10 +91,15 @@ def reference_num_classes(state: Mapping[str, Tensor], family: DecoderFamily) ->
 _CITYSCAPES = ("person", "car", "train", "rider", "truck", "motorcycle", "bicycle", "bus")
 
 
+def reference_class_names(num_classes: int) -> dict[int, str]:
+    """Return the names of a reference head's rows, as far as they are known: Cityscapes has 9 rows, id 0 unused."""
+    return dict(enumerate(_CITYSCAPES, start=1)) if num_classes == len(_CITYSCAPES) + 1 else {}
+
+
 def reference_classes(num_classes: int) -> tuple[Category, ...]:
-    """Return the classes of a reference head: the category id is the index; Cityscapes is known by its 9 rows."""
-    names = {index + 1: name for index, name in enumerate(_CITYSCAPES)} if num_classes == len(_CITYSCAPES) + 1 else {}
-    return tuple(Category(index, names.get(index, f"category {index}")) for index in range(num_classes))
+    """Return the classes of a reference head, whose category id is the row; unknown names are `category N`."""
+    names = reference_class_names(num_classes)
+    return tuple(Category(row, names.get(row, f"category {row}")) for row in range(num_classes))
 
 
 def reference_model_config(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> ModelConfig:

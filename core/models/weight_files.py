@@ -18,13 +18,14 @@ from core.errors import CheckpointError
 _MAX_KEYS_SHOWN = 6
 
 
-def read_weight_file(path: Path, *, trust: bool = False) -> Any:
+def read_weight_file(path: Path, *, trust: bool = False, can_trust: bool = False) -> Any:
     """Return what a file of weights holds, its tensors on the CPU.
 
     Args:
         path: `.safetensors`, or what `torch.save` wrote.
         trust: unpickle any object, which can run any code; otherwise tensors, plain Python values and
             `argparse.Namespace` (which the reference's checkpoints hold) are all that is accepted.
+        can_trust: whether the user has a flag for `trust`, which the hint then names.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds anything else.
@@ -40,7 +41,9 @@ def read_weight_file(path: Path, *, trust: bool = False) -> Any:
         raise CheckpointError(
             "refused, as it is damaged or holds more than tensors and plain values: " + _reason(error),
             where=str(path),
-            hint="pass --trust-checkpoint only if you trust its origin: it lets the file run any code",
+            hint="pass --trust-checkpoint only if you trust its origin: it lets the file run any code"
+            if can_trust
+            else "fetch it again, or convert it to .safetensors where you trust it",
         ) from error
     except Exception as error:  # A damaged file can fail in any way.
         raise CheckpointError(

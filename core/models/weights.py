@@ -14,7 +14,13 @@ from torch import Tensor
 from core.annotations.records import Category
 from core.errors import CheckpointError
 from core.models.detector import Detector
-from core.models.reference_keys import from_reference_state, is_reference_state, share_heads
+from core.models.reference_keys import (
+    from_reference_state,
+    is_reference_state,
+    reference_classes,
+    reference_num_classes,
+    share_heads,
+)
 from core.models.specs import DecoderFamily
 from core.models.weight_files import LoadReport, compare_state, find_state, load_exactly, read_weight_file
 
@@ -71,7 +77,7 @@ def read_weights(path: Path, trust: bool = False) -> LoadedWeights:
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, of a newer format, or holds no weights.
     """
-    content = read_weight_file(path, trust=trust)
+    content = read_weight_file(path, trust=trust, can_trust=True)
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
         return _read_ours(content, path)
     state = find_state(content, path)
@@ -131,7 +137,10 @@ def load_into(detector: Detector, weights: LoadedWeights, class_names: Sequence[
             state = share_heads(state)
     kept: list[str] = []
     if class_names is not None:
-        state, kept = _fit_class_head(detector, state, weights.classes, class_names)
+        known = weights.classes
+        if weights.is_reference:
+            known = reference_classes(reference_num_classes(weights.state, detector.spec.family))
+        state, kept = _fit_class_head(detector, state, known, class_names)
     report = load_exactly(detector, state, where=str(weights.path), hint=_hint_of(detector, state))
     fresh = [name for name in class_names or () if name not in kept]
     return replace(report, kept_classes=tuple(kept), fresh_classes=tuple(fresh))

@@ -86,7 +86,7 @@ class CheckpointFolder:
         Raises:
             MachineError: the disk is full or may not be written; earlier checkpoints are as they were.
         """
-        final = self.path / f"step-{step:08d}"
+        final = self._folder_of(step)
         unfinished = final.with_name(final.name + _UNFINISHED)
         with machine_errors(final, "save the checkpoint"):
             try:
@@ -120,13 +120,22 @@ class CheckpointFolder:
             if damages:
                 reporter.warning(f"{'; '.join(damages.values())}: going on from step {checkpoint.step} instead")
                 self._set_apart(damages)
-                point_to(self.path / "last", folder)
             return checkpoint
         raise CheckpointError(
             "; ".join(damages.values()) or "there is no checkpoint to resume from",
             where=str(self.path),
             hint="start again with --overwrite, or in another folder",
         )
+
+    def restore_pointers(self, step: int, best_step: int | None) -> None:
+        """Point `last` and `best` to these steps: a save that was cut off may not have come to it.
+
+        Raises:
+            MachineError: the folder cannot be written.
+        """
+        for name, wanted in (("last", step), ("best", best_step)):
+            if wanted is not None and self._folder_of(wanted).is_dir():
+                point_to(self.path / name, self._folder_of(wanted))
 
     def clean(self) -> None:
         """Remove what an interrupted save left, and put back what it had set aside."""
@@ -144,6 +153,9 @@ class CheckpointFolder:
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
+
+    def _folder_of(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
 
     def _folders(self) -> list[Path]:
         """Return the checkpoint folders, the oldest step first."""

@@ -8,17 +8,6 @@ from typing import Any
 
 import torch
 
-from core.models.detector import Detector
-
-
-def place(model: Detector, device: torch.device) -> None:
-    """Move a detector to a device, its backbone in the memory layout that convolutions are fastest in.
-
-    Whoever evaluates a model as training evaluates it, to the last bit, places it by this function.
-    """
-    model.to(device)
-    model.backbone.to(memory_format=torch.channels_last)
-
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:

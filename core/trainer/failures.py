@@ -21,10 +21,10 @@ def out_of_memory_errors(data: DataConfig) -> Iterator[None]:
     """Turn an allocation that failed, on the device or the host, into a `MachineError` that says what helps."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         text = str(error)
-        is_runtime_error = type(error) is RuntimeError
-        if is_runtime_error and "out of memory" not in text and "can't allocate memory" not in text:
+        is_certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not is_certain and "out of memory" not in text and "can't allocate memory" not in text:
             raise
         reason = text.splitlines()[0] if text else "the host has none left"
         raise MachineError(

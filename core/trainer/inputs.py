@@ -9,13 +9,13 @@ from pathlib import Path
 from core.annotations.image_checks import check_images
 from core.annotations.prepared import open_dataset, read_split
 from core.annotations.records import AnnotationSet, Category, PreparedDataset
-from core.annotations.subsets import find_subset
+from core.annotations.subsets import describe_subset, find_subset
 from core.assembly import Assembly
 from core.config.schema import Config
 from core.datasets.dataset import DetectionDataset
 from core.datasets.statistics import count_images_over
 from core.errors import UsageError
-from core.evaluation.preflight import replay_ground_truth
+from core.evaluation.preflight import MIN_AP, PreflightResult, replay_ground_truth
 from core.files import sha256_of
 from core.trainer.loop import Validation
 from core.trainer.run_folder import DatasetIdentity
@@ -58,8 +58,8 @@ def read_training_inputs(config: Config, say: Say) -> TrainingInputs:
     train, findings = read_split(dataset, "train", subset_file)
     for note in findings.notes():
         say(f"train: {note}")
-    which = f"subset {config.data.subset}" if subset_file else "the whole train split"
-    say(f"training on {which} of {dataset.name}: all {len(train.images)} images")
+    which = describe_subset(subset_file) if subset_file else f"all {len(train.images)} images of the train split"
+    say(f"training on {dataset.name}: {which}")
     files = {"train": subset_file or dataset.splits["train"].annotation_file}
     val: AnnotationSet | None = None
     if "val" in dataset.splits:
@@ -77,8 +77,8 @@ def read_training_inputs(config: Config, say: Say) -> TrainingInputs:
     return TrainingInputs(dataset, dataset.classes, train, val, identity)
 
 
-def make_datasets(inputs: TrainingInputs, assembly: Assembly) -> tuple[DetectionDataset, Validation | None]:
-    """Make the data sets, and replay a sample of each one's ground truth.
+def make_datasets(inputs: TrainingInputs, assembly: Assembly, say: Say) -> tuple[DetectionDataset, Validation | None]:
+    """Make the data sets, and replay a sample of each one's ground truth; `say` is told what limits its score.
 
     Raises:
         DataError: the ground truth itself does not score an AP of 0.99: ids, names or box formats are wrong.
@@ -95,14 +95,22 @@ def make_datasets(inputs: TrainingInputs, assembly: Assembly) -> tuple[Detection
     as_evaluated = DetectionDataset(
         inputs.train, splits["train"].image_root, inputs.classes, assembly.eval_transform, seed=seed, drop_crowds=True
     )
-    replay_ground_truth(as_evaluated, inputs.train, inputs.classes, split="train")
+    _note_limits("train", replay_ground_truth(as_evaluated, inputs.train, inputs.classes, split="train"), say)
     if inputs.val is None:
         return train, None
     val = DetectionDataset(
         inputs.val, splits["val"].image_root, inputs.classes, assembly.eval_transform, seed=seed, drop_crowds=False
     )
-    replay_ground_truth(val, inputs.val, inputs.classes, split="val")
+    _note_limits("val", replay_ground_truth(val, inputs.val, inputs.classes, split="val"), say)
     return train, Validation(val, inputs.val)
+
+
+def _note_limits(split: str, replay: PreflightResult, say: Say) -> None:
+    if replay.images_over_limit:
+        names = ", ".join(replay.images_over_limit[:3])
+        say(f"{split}: {len(replay.images_over_limit)} images hold more than the 100 objects that COCO counts: {names}")
+    if replay.ap is not None and replay.ap < MIN_AP:
+        say(f"{split}: boxes reach beyond their images; even a perfect detector would score an AP of {replay.ap:.3f}")
 
 
 def _check_queries(train: AnnotationSet, config: Config, say: Say) -> None:

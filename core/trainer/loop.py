@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from core.annotations.records import AnnotationSet
 from core.assembly import Assembly
 from core.datasets.batches import EvalLoader, TrainLoader, data_worker_errors
 from core.datasets.dataset import DetectionDataset
+from core.device import place
 from core.errors import CheckpointError, Interrupted
 from core.evaluation.coco import CocoEvaluator, EvaluationResult
 from core.evaluation.run import evaluate
 from core.models.weights import load_into, pack_weights
 from core.trainer.checkpoint import CheckpointFolder
 from core.trainer.clock import Clock
-from core.trainer.device import place, reproducible
+from core.trainer.device import reproducible
 from core.trainer.failures import out_of_memory_errors
 from core.trainer.optimizer import load_optimizer_state
 from core.trainer.records import Records
@@ -77,6 +78,7 @@ def train(
     *,
     command: Sequence[str] = (),
     reporter: Reporter | None = None,
+    on_first_checkpoint: Callable[[], None] | None = None,
     resume: bool = False,
     override: bool = False,
 ) -> TrainResult:
@@ -95,6 +97,7 @@ def train(
         dataset: name and hashes of the data, for the manifest.
         command: the words of the command line, for the manifest.
         reporter: is told what happens.
+        on_first_checkpoint: called once, when there is something to go on from.
         resume: go on from the newest whole checkpoint.
         override: resume although settings or data differ from the run's.
 
@@ -114,6 +117,7 @@ def train(
         out_of_memory_errors(assembly.config.data),
     ):
         trainer = _Trainer(assembly, train_dataset, validation, run, device, dataset, reporter, signals)
+        trainer.on_first_checkpoint = on_first_checkpoint
         offset = trainer.resume(override=override) if resume else 0
         run.describe(assembly.config, dataset, device, command)
         with contextlib.closing(trainer), Records(run.metrics_file, offset) as records:
@@ -155,6 +159,7 @@ class _Trainer:
         self.eval_loader = EvalLoader(validation.dataset, config.data, pin_memory=pin_memory) if validation else None
         place(assembly.model, device)
         self.stepper = Stepper(assembly, device, run.path / "diverged")
+        self.on_first_checkpoint: Callable[[], None] | None = None
         self._saved: TrainState | None = None
 
     @property
@@ -177,6 +182,7 @@ class _Trainer:
             raise CheckpointError(
                 f"does not fit: {str(error).splitlines()[0]}", where=str(checkpoint.folder)
             ) from error
+        self.checkpoints.restore_pointers(checkpoint.step, self.state.best_step)
         if self.state.epoch >= self.config.schedule.epochs:
             self.reporter.warning(f"the run has done all of its {self.state.epoch} epochs; nothing is left to train")
         num_threads = checkpoint.training.get("num_threads")
@@ -360,7 +366,6 @@ class _Trainer:
         self.state.seconds = self._seconds()
         assembly = self.assembly
         model = pack_weights(assembly.model.state_dict(), self.config.model_dump(), assembly.classes)
-        model["dataset"] = self.dataset.name
         training = {
             "optimizer": self.stepper.optimizer.state_dict(),
             "state": self.state.to_dict(),
@@ -370,4 +375,7 @@ class _Trainer:
         is_best = self.state.best_step == self.state.step
         folder = self.checkpoints.save(self.state.step, model, training, is_best=is_best)
         self._saved = TrainState.from_dict(self.state.to_dict())
+        if self.on_first_checkpoint is not None:
+            self.on_first_checkpoint()
+            self.on_first_checkpoint = None
         self.reporter.checkpoint_saved(CheckpointSaved(folder, self.state.step, is_best))

@@ -96,7 +96,16 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         MachineError: the file cannot be read.
+        CheckpointError: a line is not JSON.
     """
     with machine_errors(path, "read the records"):
         lines = path.read_bytes().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise CheckpointError(f"the line is not JSON: {error}", where=f"{path}:{number}") from error
+    return rows

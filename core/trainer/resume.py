@@ -16,7 +16,7 @@ from core.trainer.run_folder import DatasetIdentity
 _WITHOUT_EFFECT = {"run.device", "run.keep_checkpoints", "data.num_workers", "data.root"}
 """May change: no weight depends on them (what stands in `data.root` is told by its hashes)."""
 _ARCHITECTURE = ("model.", "backbone.")
-_NOT_ARCHITECTURE = {"backbone.weights"}
+_NOT_ARCHITECTURE = {"backbone.weights", "model.attention", "model.roi_backend"}
 
 
 def check_same_run(saved: LoadedWeights, config: Config, classes: Sequence[Category], *, override: bool) -> None:
@@ -60,10 +60,12 @@ def check_same_data(manifest: Mapping[str, Any] | None, dataset: DatasetIdentity
     """Check that a run goes on with the data that it was started with.
 
     Raises:
-        UsageError: an annotation file is another one.
+        UsageError: an annotation file is another one, or a split has come or gone. A manifest that cannot be read
+            tells nothing.
     """
     saved = ((manifest or {}).get("dataset") or {}).get("sha256") or {}
-    changed = [split for split, digest in dataset.sha256.items() if saved.get(split, digest) != digest]
+    splits = saved.keys() | dataset.sha256.keys() if saved else ()
+    changed = sorted(split for split in splits if saved.get(split) != dataset.sha256.get(split))
     if changed and not override:
         raise UsageError(
             f"the annotations of {' and '.join(changed)} are not those that the run was started with",

@@ -58,18 +58,18 @@ class RunFolder:
         self._lock = lock
 
     @staticmethod
-    def check_free(path: Path | None, *, overwrite: bool) -> None:
+    def check_free(path: Path | None, *, overwrite: bool, runs_root: Path = Path("runs")) -> None:
         """Refuse a folder that `create` would refuse, before any work is done for it; nothing is made.
 
         Raises:
-            UsageError: the folder is not empty, or is a file.
-            MachineError: it cannot be read.
+            UsageError: the folder is not empty.
+            MachineError: it is a file, or cannot be read.
         """
         if path is None:
             return
         path = pointed_to(path) or path
         if path.exists() and not path.is_dir():
-            raise UsageError("is a file", where=str(path), hint="name a folder with --out")
+            raise MachineError("is a file, not a folder", where=str(path), hint="name another folder with --out")
         if not overwrite:
             _refuse_unless_empty(path)
 
@@ -90,13 +90,11 @@ class RunFolder:
             MachineError: it is a file, cannot be written, or another run is using it.
         """
         if path is None:
-            return cls(path := _make_unnamed(runs_root, model), _take_lock(path))
-        path = pointed_to(path) or path
-        if path.exists() and not path.is_dir():
-            raise MachineError("is a file, not a folder", where=str(path), hint="name another folder with --out")
+            path = _make_unnamed(runs_root, model)
+            return cls(path, _take_lock(path))
         # Before the lock, so that nothing is written into a folder that is not ours.
-        if not overwrite:
-            _refuse_unless_empty(path)
+        cls.check_free(path, overwrite=overwrite)
+        path = pointed_to(path) or path
         with machine_errors(path, "make the run folder"):
             path.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)

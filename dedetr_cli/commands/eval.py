@@ -42,7 +42,6 @@ def evaluate(
     if as_json:
         print_json("eval", as_dict(outcome))
         return
-    for made in evaluation_tables(
-        outcome.result, f"{outcome.split} of {outcome.data}, {outcome.result.num_images} images"
-    ):
+    title = f"{outcome.split} of {outcome.data}, {outcome.evaluation.num_images} images"
+    for made in evaluation_tables(outcome.evaluation, title):
         stdout().print(made)

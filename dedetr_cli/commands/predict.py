@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
-from dedetr_cli.output import as_dict, print_json, print_note, print_warning, stdout
+from dedetr_cli.output import as_dict, print_json, print_line, print_note, print_warning
 from dedetr_cli.progress import make_counter
 
 
@@ -59,6 +59,6 @@ def predict(
     if as_json:
         print_json("predict", as_dict(outcome))
     else:
-        stdout().print(f"{outcome.num_detections} detections in {outcome.num_images} images: {outcome.out}")
+        print_line(f"{outcome.num_detections} detections in {outcome.num_images} images: {outcome.out}")
     if outcome.unreadable:
         raise typer.Exit(3)

@@ -39,6 +39,9 @@ def prepare_data(
     copy_images: Annotated[
         bool, typer.Option("--copy-images", help="Copy the images too, instead of recording where they lie.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse boxes without size, and pictures that are in two splits.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -62,6 +65,7 @@ def prepare_data(
         seed=seed,
         one_based=one_based,
         copy_images=copy_images,
+        strict=strict,
     )
     if as_json:
         print_json("prepare-data", as_dict(report))

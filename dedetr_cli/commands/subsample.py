@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dedetr_cli.options import DataRoot, Debug, Json
-from dedetr_cli.output import as_dict, print_json, print_note, stdout, table
+from dedetr_cli.output import as_dict, print_json, print_line, print_note, stdout, table
 
 
 def subsample(
@@ -33,5 +33,7 @@ def subsample(
         return
     title = f"{report.num_images} of {report.num_parent_images} images ({rate:g}, seed {seed})"
     stdout().print(table(title, ("class", "boxes"), list(report.class_counts.items())))
-    stdout().print(str(report.path))
-    print_note(f"train on it: dedetr train --subset {rate:g}")
+    print_line(str(report.path))
+    is_plain = data == Path("data") and seed == 0 and out is None
+    where = repr(rate) if is_plain else f"{report.path} --data {data}"
+    print_note(f"train on it: dedetr train --subset {where}")

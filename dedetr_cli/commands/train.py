@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dedetr_cli.options import Debug, Device, Json, Set, Trust
-from dedetr_cli.output import as_dict, print_json, print_note, stdout
+from dedetr_cli.output import as_dict, print_json, print_line, print_note, stdout
 from dedetr_cli.progress import make_reporter
 from dedetr_cli.tables import evaluation_tables
 
@@ -86,6 +86,9 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")] = False,
     trust_checkpoint: Trust = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch torchvision's backbone weights if they are not here.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -104,11 +107,14 @@ def train(
     given = {
         "--model": model, "--data": data, "--subset": subset, "--epochs": epochs, "--batch-size": batch_size,
         "--short-side": short_side, "--lr": lr, "--lr-backbone": lr_backbone, "--backbone": backbone,
+        "--backbone-weights": backbone_weights,
         "--num-queries": num_queries, "--workers": workers, "--device": device, "--seed": seed,
     }  # fmt: skip
     flags: dict[str, Any] = {flag: value for flag, value in given.items() if value is not None}
-    if backbone_weights is not None:
-        flags["--backbone-weights"] = None if backbone_weights == "none" else backbone_weights
+    if resume and (config is not None or preset is not None):
+        raise typer.BadParameter("a run is resumed with its own settings", param_hint="--config, --preset")
+    if override and not resume:
+        raise typer.BadParameter("is for --resume", param_hint="--override")
     if resume:
         resolved = api.resume_config(out, flags=_by_key(flags), assignments=set_ or [])
     else:
@@ -129,6 +135,7 @@ def train(
             override=override,
             overwrite=overwrite,
             trust=trust_checkpoint,
+            download=download,
             command=sys.argv,
             reporter=reporter,
             on_note=print_note,
@@ -138,7 +145,7 @@ def train(
         return
     for made in evaluation_tables(result.evaluation, f"{resolved.config.model.name}, last epoch"):
         stdout().print(made)
-    stdout().print(str(result.run_folder))
+    print_line(str(result.run_folder))
 
 
 def _by_key(flags: dict[str, Any]) -> dict[tuple[str, ...], tuple[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
-from dedetr_cli.output import as_dict, print_json, print_note, stdout
+from dedetr_cli.output import as_dict, print_json, print_line, print_note
 
 
 def visualize(
@@ -47,4 +47,4 @@ def visualize(
         print_json("visualize", as_dict(outcome))
         return
     for path in outcome.pictures:
-        stdout().print(str(path))
+        print_line(str(path))

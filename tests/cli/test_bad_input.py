@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +15,14 @@ import torch
 from tests.cli.conftest import TINY, dedetr
 
 
-def check(done: object, code: int, *words: str) -> None:
-    assert done.returncode == code, done.stderr  # type: ignore[attr-defined]
-    lines = done.stderr.strip().splitlines()  # type: ignore[attr-defined]
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1, lines
-    assert "Traceback" not in done.stderr  # type: ignore[attr-defined]
+def check(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """Require the exit code, one error line, no traceback, and all words."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 1, lines
+    assert "Traceback" not in done.stderr
     for word in words:
-        assert word in done.stderr, done.stderr  # type: ignore[attr-defined]
+        assert word in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,7 @@ def test_an_unreadable_image(copy: Path, damage: object) -> None:
     damage(victim)  # type: ignore[operator]
     done = dedetr("train", "--out", "runs/bad", *TINY, cwd=copy)
     check(done, 3, Path(name).name)
+    assert not (copy / "runs").exists()
 
 
 def test_class_ids_that_do_not_fit_stop_before_the_first_step(copy: Path) -> None:
@@ -104,7 +108,8 @@ def test_class_ids_that_do_not_fit_stop_before_the_first_step(copy: Path) -> Non
     for annotation in document["annotations"]:
         annotation["category_id"] += 40
     path.write_text(json.dumps(document))
-    check(dedetr("train", "--out", "runs/ids", *TINY, cwd=copy), 3, "categor")
+    check(dedetr("train", "--out", "runs/ids", *TINY, cwd=copy), 3, "annotations[0].category_id", "unknown")
+    assert not (copy / "runs").exists()
 
 
 def test_boxes_written_as_corners_stop_before_the_first_step(copy: Path) -> None:
@@ -114,7 +119,62 @@ def test_boxes_written_as_corners_stop_before_the_first_step(copy: Path) -> None
         left, top, width, height = annotation["bbox"]
         annotation["bbox"] = [left, top, left + width, top + height]
     path.write_text(json.dumps(document))
-    check(dedetr("train", "--out", "runs/xyxy", *TINY, cwd=copy), 3, "train")
+    check(dedetr("train", "--out", "runs/xyxy", *TINY, cwd=copy), 3, "corners")
+    assert not (copy / "runs").exists()
+
+
+def test_predict_never_replaces_the_users_files(trained: Path, tmp_path: Path) -> None:
+    photographs = tmp_path / "mine"
+    shutil.copytree(trained / "images", photographs)
+    before = {path.name: path.read_bytes() for path in photographs.iterdir()}
+    done = dedetr("predict", photographs, "--out", photographs, cwd=trained)
+    check(done, 2, "replace the images themselves")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("keep me")
+    check(dedetr("predict", photographs, "--out", tmp_path / "full", cwd=trained), 2, "other files")
+    check(dedetr("predict", photographs, "--out", tmp_path / "full" / "thesis.txt", cwd=trained), 5, "is a file")
+    assert {path.name: path.read_bytes() for path in photographs.iterdir()} == before
+    for _ in range(2):  # its own earlier work it does replace
+        assert dedetr("predict", photographs, "--out", tmp_path / "vis", cwd=trained).returncode == 0
+
+
+def test_unreadable_images_are_named_and_the_rest_is_done(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "images", tmp_path / "mine")
+    (tmp_path / "mine" / "broken [red]one.png").write_bytes(b"no image")
+    done = dedetr("predict", tmp_path / "mine", "--out", tmp_path / "vis [x]", cwd=trained)
+    assert done.returncode == 3, done.stderr
+    assert "warning: " in done.stderr
+    assert "broken [red]one.png" in done.stderr
+    assert "vis [x]" in done.stdout
+    assert (tmp_path / "vis [x]" / "predictions.json").is_file()
+
+
+def test_a_reader_that_goes_away_is_no_error(trained: Path) -> None:
+    command = f"{sys.executable} -m dedetr_cli eval --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=trained, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "{"
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_stops(demo: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-m", "dedetr_cli", "train", "--out", str(tmp_path / "run"), *TINY, "--epochs", "500"]
+    with subprocess.Popen(command, cwd=demo, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 1 step"):
+                break
+        process.send_signal(number)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == code, rest
+    errors = [line for line in rest.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "--resume" in rest
+    assert (tmp_path / "run" / "checkpoints" / "last" / "model.pt").is_file()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

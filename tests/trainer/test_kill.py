@@ -49,12 +49,12 @@ def test_run_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path, unb
     with started(folder) as process:
         wait_for(process, "step 1")
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(60) == 143
         assert "saved in" in process.stderr.read()
     with started(folder, "--resume") as process:
         wait_for(process, "evaluation batch", 2)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(60) == 143
     with started(folder, "--resume") as process:
         wait_for(process, "step 6")
         process.send_signal(signal.SIGKILL)
@@ -78,7 +78,7 @@ def test_second_signal_stops_at_once_and_saves_nothing_more(tmp_path: Path) -> N
         time.sleep(0.3)
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(30) == 130
         assert "second signal" in process.stderr.read()
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == ["best", "last", "step-00000004"]
