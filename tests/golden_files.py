@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from core.structures import ImageBatch, ModelOutput, Target
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN_NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.npz")))
+Attention = Literal["fast", "plain"]
 TARGET_SETS = ("A", "B", "C", "D")
 
 
@@ -145,9 +146,10 @@ class Golden:
             state |= {alias: state[key] for alias, key in self.meta["alias"].items()}
         return state
 
-    def detector(self) -> Detector:
+    def detector(self, attention: Attention = "plain") -> Detector:
         """Return our detector with the reference's weights, in eval mode."""
-        detector = build_detector(self.model_config, self.backbone(), self.num_classes)
+        config = self.model_config.model_copy(update={"attention": attention})
+        detector = build_detector(config, self.backbone(), self.num_classes)
         detector.load_state_dict(from_reference_state(self.reference_state()))
         return detector.eval()
 

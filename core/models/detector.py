@@ -14,6 +14,7 @@ from core.models.detr_decoder import DetrDecoder
 from core.models.encoder import EncodedImages, Encoder
 from core.models.position import LearnedPositionEmbedding, SinePositionEmbedding
 from core.models.specs import DecoderFamily, ModelSpec, get_spec
+from core.ops.absorbed_attention import AbsorbedSparseAttention
 from core.ops.roi_pool import FeaturePyramid
 from core.ops.sparse_attention import PlainSparseAttention, SparseAttention
 from core.structures import ImageBatch, ModelOutput
@@ -135,6 +136,12 @@ def _check_switches(config: ModelConfig, spec: ModelSpec) -> None:
             where="model.reference_dim",
             hint="only de-detr and dela-detr have them",
         )
+    if config.attention == "fast" and config.roi_backend != "torchvision":
+        raise UsageError(
+            f"the fast attention does not crop by {config.roi_backend}",
+            where="model.roi_backend",
+            hint="use model.attention=plain with it, which gives the same numbers",
+        )
     if config.num_decoder_layers == 1 and config.name != "detr":
         # Its parts for later layers would be parameters without a gradient.
         raise UsageError(
@@ -174,6 +181,11 @@ def _build_input_projections(config: ModelConfig, backbone: Backbone, num_levels
 
 
 def _build_decoder(config: ModelConfig, spec: ModelSpec, num_classes: int) -> Decoder:
-    attention: SparseAttention = PlainSparseAttention(config.roi_resolution, config.roi_backend)
     decoder = DetrDecoder if spec.family is DecoderFamily.DETR else ConditionalDecoder
-    return decoder(config, spec, num_classes, attention)
+    return decoder(config, spec, num_classes, _build_sparse_attention(config))
+
+
+def _build_sparse_attention(config: ModelConfig) -> SparseAttention:
+    if config.attention == "fast":
+        return AbsorbedSparseAttention(config.roi_resolution)
+    return PlainSparseAttention(config.roi_resolution, config.roi_backend)

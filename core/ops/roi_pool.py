@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torchvision.ops import roi_align
 
 from core.errors import MachineError
 from core.ops.compiled import compiled_operators
+from core.ops.roi_table import RoiTable
 
 SAMPLING_RATIO = 2
 """Sampling points along each side of a bin; their bilinear samples are averaged."""
@@ -32,6 +34,11 @@ class FeaturePyramid:
     features: list[Tensor]
     positions: list[Tensor]
     strides: tuple[int, ...]
+
+    @cached_property
+    def table(self) -> RoiTable:
+        """All levels as one table of cells; laid out at first use, then the same for all decoder layers."""
+        return RoiTable.build(self.features, self.positions, self.strides)
 
 
 def pool_roi_tokens(
@@ -55,8 +62,7 @@ def pool_roi_tokens(
         MachineError: the backend is not installed, or not whole.
     """
     align = find_roi_align(backend)
-    # torchvision reads outside its memory where a box is NaN; the model's own boxes keep it, for the loss to find.
-    boxes = boxes_xyxy_px.detach().nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    boxes = finite_boxes(boxes_xyxy_px)
     num_images, num_queries = boxes.shape[:2]
     image_index = torch.arange(num_images, device=boxes.device).repeat_interleave(num_queries)
     rois = torch.cat([image_index[:, None].to(boxes), boxes.flatten(0, 1)], dim=1)
@@ -70,6 +76,14 @@ def pool_roi_tokens(
     tokens = [crop(level, stride) for level, stride in zip(pyramid.features, pyramid.strides, strict=True)]
     positions = [crop(level, stride) for level, stride in zip(pyramid.positions, pyramid.strides, strict=True)]
     return torch.cat(tokens, dim=2), torch.cat(positions, dim=2)
+
+
+def finite_boxes(boxes: Tensor) -> Tensor:
+    """Return boxes to crop from, without gradient, zero where they are not finite.
+
+    RoIAlign reads outside its memory where a box is NaN. The model's own boxes keep it, for the loss to find.
+    """
+    return boxes.detach().nan_to_num(0.0, posinf=0.0, neginf=0.0)
 
 
 def find_roi_align(backend: str) -> RoiAlign:

@@ -55,4 +55,5 @@ def trained(demo: Path) -> Path:
     """The same folder with a 5 % subset and a run on it in runs/tiny."""
     succeed("subsample", "--rate", "0.05", cwd=demo)
     succeed("train", "--model", "dela-detr", "--subset", "0.05", "--out", "runs/tiny", *TINY, cwd=demo)
+    assert (demo / "runs" / "latest").resolve() == (demo / "runs" / "tiny").resolve()
     return demo

@@ -30,7 +30,7 @@ def check(done: subprocess.CompletedProcess[str], code: int, *words: str) -> Non
     [
         pytest.param(["train"], 3, ["data", "hint: ", "prepare-data"], id="missing-data"),
         pytest.param(["eval"], 4, ["runs/latest", "hint: "], id="no-checkpoint"),
-        pytest.param(["predict", "images"], 4, ["runs/latest"], id="predict-no-checkpoint"),
+        pytest.param(["predict", "images"], 3, ["images: there is no such file"], id="predict-nothing"),
         pytest.param(["predict"], 2, ["inputs"], id="F75-missing-argument"),
         pytest.param(
             ["train", "--model", "dela-der"],
@@ -108,7 +108,8 @@ def test_class_ids_that_do_not_fit_stop_before_the_first_step(copy: Path) -> Non
     for annotation in document["annotations"]:
         annotation["category_id"] += 40
     path.write_text(json.dumps(document))
-    check(dedetr("train", "--out", "runs/ids", *TINY, cwd=copy), 3, "annotations[0].category_id", "unknown")
+    done = dedetr("train", "--out", "runs/ids", *TINY, cwd=copy)
+    check(done, 3, "annotations[0].category_id", "not among the categories")
     assert not (copy / "runs").exists()
 
 

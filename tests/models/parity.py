@@ -17,7 +17,7 @@ from core.models import detector as detector_module
 from core.models.reference_keys import from_reference_key
 from core.ops import roi_pool
 from core.ops.boxes import cxcywh_to_xyxy, norm_to_px
-from tests.golden_files import Golden
+from tests.golden_files import Attention, Golden
 
 FORWARD_TOLERANCE = 1e-4
 LOSS_TOLERANCE, LOSS_FLOOR = 1e-4, 1e-6
@@ -45,9 +45,9 @@ def worst(differences: list[Difference], kind: str | None = None) -> float:
     return max(math.inf if math.isnan(ratio) else ratio for ratio in ratios)
 
 
-def forward_differences(golden: Golden) -> list[Difference]:
+def forward_differences(golden: Golden, attention: Attention = "plain") -> list[Difference]:
     """Compare masks, memory, RoI tokens, normed decoder states, logits and boxes."""
-    detector, batch = golden.detector(), golden.batch()
+    detector, batch = golden.detector(attention), golden.batch()
     states: list[Tensor] = []
     detector.decoder.norm.register_forward_hook(lambda module, inputs, normed: states.append(normed))
     with torch.no_grad():
@@ -82,9 +82,9 @@ def forward_differences(golden: Golden) -> list[Difference]:
     return differences
 
 
-def gradient_differences(golden: Golden) -> list[Difference]:
+def gradient_differences(golden: Golden, attention: Attention = "plain") -> list[Difference]:
     """Compare the loss of target set A in training, and its gradient in every parameter."""
-    detector = golden.detector()
+    detector = golden.detector(attention)
     augmentation, family = golden.label_augmentation_config, golden.spec.family
     criterion = Criterion(golden.loss_config, augmentation, family, golden.num_classes).train()
     generator = torch.Generator().manual_seed(RECORDED_SEED)

@@ -12,6 +12,7 @@ from core.models.backbone import build_backbone
 from core.models.detector import Detector, build_detector, num_backbone_levels
 from core.models.specs import SPECS, DecoderFamily
 from core.ops import sparse_attention
+from core.ops.roi_table import RoiTable
 from core.structures import ImageBatch
 from tests.golden_files import RecordedBackbone
 
@@ -24,6 +25,8 @@ NUM_TRAINABLE = {
     "de-conddetr": 44_371_260,
     "dela-conddetr": 44_371_260,
 }
+# As with pretrained weights, which come from the checkpoint.
+PRETRAINED_AFTERWARDS = BackboneConfig(weights=None, norm="frozen_batch_norm", freeze_stem=True)
 SMALL = {"hidden_dim": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 3, "feedforward_dim": 48}
 SWITCHES = {
     "levels1": {"num_feature_levels": 1},
@@ -65,7 +68,7 @@ def random_batch(*sizes_hw: tuple[int, int]) -> ImageBatch:
 @pytest.mark.parametrize("name", SPECS)
 def test_the_published_models(name):
     config = ModelConfig(name=name, num_queries=SPECS[name].num_queries)
-    backbone = build_backbone(BackboneConfig(weights=None), num_backbone_levels(config))
+    backbone = build_backbone(PRETRAINED_AFTERWARDS, num_backbone_levels(config))
     detector = build_detector(config, backbone, 91).eval()
     assert sum(each.numel() for each in detector.parameters() if each.requires_grad) == NUM_TRAINABLE[name]
     with torch.no_grad():
@@ -144,6 +147,7 @@ def test_dilation_keeps_real_strides(name, num_levels, strides):
         ("conddetr", {"reference_dim": 4}, "model.reference_dim"),
         ("de-conddetr", {"reference_dim": 4}, "model.reference_dim"),
         ("de-detr", {"hidden_dim": 48}, "model.hidden_dim"),
+        ("de-detr", {"roi_backend": "detectron2"}, "model.roi_backend"),
         ("de-dert", {}, "--model"),
     ],
 )
@@ -162,7 +166,7 @@ def test_backbone_must_have_the_levels():
 
 def test_learned_embedding_refuses_large_images():
     detector = small_detector("de-detr", position_embedding="learned").eval()
-    with pytest.raises(UsageError, match="4 x 51 cells"):
+    with pytest.raises(UsageError, match="51 cells"):
         detector(random_batch((32, 51 * 8)))
 
 
@@ -224,17 +228,19 @@ def test_dropout_only_in_training(name):
         assert torch.equal(detector.eval()(batch).logits, detector(batch).logits)
 
 
+@pytest.mark.parametrize("attention", ["plain", "fast"])
 @pytest.mark.parametrize("name", SPECS)
-def test_rois_are_cropped_between_layers_only(monkeypatch, name):
+def test_rois_are_cropped_between_layers_only(monkeypatch, name, attention):
     calls = []
-    original = sparse_attention.pool_roi_tokens
+    owner, crop = (sparse_attention, "pool_roi_tokens") if attention == "plain" else (RoiTable, "find_bins")
+    original = getattr(owner, crop)
 
     def counted(*args):
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(sparse_attention, "pool_roi_tokens", counted)
-    detector = small_detector(name).eval()
+    monkeypatch.setattr(owner, crop, counted)
+    detector = small_detector(name, attention=attention).eval()
     with torch.no_grad():
         detector(random_batch((64, 64)))
     assert len(calls) == (2 if detector.spec.is_sparse else 0)

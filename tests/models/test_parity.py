@@ -9,11 +9,13 @@ from tests.golden_files import GOLDEN_NAMES
 from tests.models.parity import forward_differences, gradient_differences, recorded, worst
 
 WITH_GRADIENTS = [name for name in GOLDEN_NAMES if "gradnorm" in recorded(name)]
+SPARSE = [name for name in GOLDEN_NAMES if recorded(name).spec.is_sparse]
 
 
 def test_all_recordings_are_there():
     assert len(GOLDEN_NAMES) == 19
     assert len(WITH_GRADIENTS) == 7
+    assert len(SPARSE) == 15
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -27,6 +29,18 @@ def test_forward(name):
 def test_gradients(name):
     differences = gradient_differences(recorded(name))
     assert sum(each.kind == "gradients" for each in differences) > 150
+    assert [each for each in differences if not each.ratio <= 1] == []
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_forward_by_the_fast_attention(name):
+    differences = forward_differences(recorded(name), "fast")
+    assert [each for each in differences if not each.ratio <= 1] == []
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_GRADIENTS if name in SPARSE])
+def test_gradients_by_the_fast_attention(name):
+    differences = gradient_differences(recorded(name), "fast")
     assert [each for each in differences if not each.ratio <= 1] == []
 
 

@@ -84,7 +84,7 @@ def test_what_is_trained(norm, freeze_stem):
         ({"name": "timm/resnet18", "norm": "group_norm"}, "backbone.norm"),
         ({"name": "timm/resnet18", "dilation": True}, "backbone.dilation"),
         ({"name": "timm/resnet18", "weights": "IMAGENET1K_V1"}, "backbone.weights"),
-        ({"name": "timm/densenet121"}, "backbone.freeze_stem"),
+        ({"name": "timm/densenet121", "freeze_stem": True}, "backbone.freeze_stem"),
     ],
 )
 def test_refuses_by_name(settings, where):
