@@ -1,6 +1,6 @@
 """How far dedetr is from the reference's recorded runs: a table, file by file.
 
-    python benchmarks/parity.py
+    python benchmarks/parity.py [--attention plain]
 
 Every number is the largest difference of its kind divided by its tolerance (tests/golden/README.md): below 1 is
 parity. Labels of detections must be equal; matches are counted, and compared modulo identical copies of a label.
@@ -8,6 +8,7 @@ parity. Labels of detections must be equal; matches are counted, and compared mo
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from pathlib import Path
@@ -82,15 +83,18 @@ def count_matches(golden: Golden) -> tuple[int, int]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Compare dedetr with the reference's recorded runs.")
+    parser.add_argument("--attention", choices=("fast", "plain"), default="fast", help="implementation to compare")
+    attention = parser.parse_args().attention
     torch.set_num_threads(1)
     print("| file | " + " | ".join(KINDS) + " | matches |")
     print("|---" * (len(KINDS) + 2) + "|")
     failed = False
     for name in GOLDEN_NAMES:
         golden = recorded(name)
-        differences = forward_differences(golden) + loss_differences(golden) + detection_differences(golden)
+        differences = forward_differences(golden, attention) + loss_differences(golden) + detection_differences(golden)
         if "gradnorm" in golden:
-            differences += gradient_differences(golden)
+            differences += gradient_differences(golden, attention)
         present = {each.kind for each in differences}
         cells = [f"{worst(differences, kind):.3f}" if kind in present else "-" for kind in KINDS]
         agreed, total = count_matches(golden)

@@ -74,7 +74,8 @@ def test_safetensors_and_wrapped_states_load_too(weight_file, tmp_path):
 
 
 def test_what_is_trained():
-    backbone = build_backbone(BackboneConfig(name="resnet18", weights=None), 3).train()
+    config = BackboneConfig(name="resnet18", weights=None, norm="frozen_batch_norm", freeze_stem=True)
+    backbone = build_backbone(config, 3).train()
     trained = {key for key, each in backbone.named_parameters() if each.requires_grad}
     assert trained
     assert all(key.startswith(("body.layer2", "body.layer3", "body.layer4")) for key in trained)
@@ -85,7 +86,7 @@ def test_what_is_trained():
 
 
 def test_a_frozen_stem_keeps_its_statistics():
-    config = BackboneConfig(name="resnet10", weights=None, norm="batch_norm")
+    config = BackboneConfig(name="resnet10", weights=None, freeze_stem=True)
     backbone = build_backbone(config, 3).train()
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     sum(each.sum() for each in backbone(PIXELS)).backward()

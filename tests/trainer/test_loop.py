@@ -12,12 +12,12 @@ import torch
 
 from core.assembly import Assembly
 from core.datasets.batches import EvalLoader
+from core.device import place
 from core.errors import CheckpointError, DivergedError, Interrupted, MachineError, UsageError
 from core.evaluation.coco import CocoEvaluator
 from core.evaluation.run import evaluate
 from core.models.weights import load_into, read_weights
 from core.trainer.checkpoint import find_model_file
-from core.trainer.device import place
 from core.trainer.failures import out_of_memory_errors
 from core.trainer.records import read_records
 from core.trainer.reporter import CheckpointSaved, Evaluated, NullReporter, RunStarted, StepDone
