@@ -1,4 +1,8 @@
-# make install: the environment · make demo: the whole way on the embedded demo set · make test: all checks
+# make install     the environment, in .venv
+# make demo        the whole way on the embedded demo set, in demo/
+# make test        everything that checks the project
+# make test-slow   the proofs that take minutes
+# make clean       remove .venv and demo/
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(abspath $(VENV))/bin
@@ -9,7 +13,7 @@ TEST_PROCESSES ?= 2
 .PHONY: help install demo test lint types floors pytest test-slow clean
 
 help:
-	@head -n 1 Makefile | cut -c 3-
+	@sed -n 's/^# make/make/p' Makefile
 
 install: $(STAMP)
 
