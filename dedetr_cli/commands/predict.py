@@ -20,7 +20,7 @@ def predict(
     checkpoint: Checkpoint = None,
     threshold: Annotated[
         float, typer.Option("--threshold", min=0.0, max=1.0, help="Leave out detections that score less.")
-    ] = 0.3,
+    ] = 0.5,
     nms: Annotated[
         bool | None, typer.Option("--nms/--no-nms", help="Suppress overlapping detections.  [default: as trained]")
     ] = None,

@@ -21,7 +21,7 @@ def visualize(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
     num_images: Annotated[int, typer.Option("--num-images", min=0, help="How many images.")] = 8,
-    threshold: Annotated[float, typer.Option("--threshold", min=0.0, max=1.0)] = 0.3,
+    threshold: Annotated[float, typer.Option("--threshold", min=0.0, max=1.0)] = 0.5,
     set_: Set = None,
     device: Device = None,
     trust_checkpoint: Trust = False,
