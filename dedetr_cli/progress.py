@@ -142,7 +142,8 @@ def step_line(event: StepDone) -> str:
 def evaluation_line(event: Evaluated) -> str:
     """Say how good the model is after an epoch."""
     numbers = "  ".join(f"{name} {_share(event.stats.get(name))}" for name in ("AP", "AP50", "AP75"))
-    return f"epoch {event.epoch}: {numbers}{'  (best)' if event.is_best else ''}  after {event.minutes:.1f} min"
+    is_best = event.is_best and (event.stats.get("AP") or 0) > 0
+    return f"epoch {event.epoch}: {numbers}{'  (best)' if is_best else ''}  after {event.minutes:.1f} min"
 
 
 def duration(seconds: float) -> str:

@@ -162,7 +162,7 @@ def get_split(dataset: PreparedDataset, name: str) -> Split:
         raise DataError(
             f"the data set has no {name} split, only: {', '.join(dataset.splits)}",
             where=str(dataset.root),
-            hint="run `dedetr prepare-data` on a source that has it, or with `--val 0.2`",
+            hint="name one of them, or prepare a source that has it",
         )
     return dataset.splits[name]
 
@@ -201,7 +201,7 @@ def require_same_classes(
     raise DataError(
         f"its classes differ from those of {expected_in}: {'; '.join(parts)}",
         where=f"{found_in}: categories",
-        hint="all splits must list the same categories with the same ids, even those without instances",
+        hint="use files that belong together: the same category ids and names, even of classes without instances",
     )
 
 

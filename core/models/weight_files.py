@@ -47,7 +47,9 @@ def read_weight_file(path: Path, *, trust: bool = False, can_trust: bool = False
         ) from error
     except Exception as error:  # A damaged file can fail in any way.
         raise CheckpointError(
-            f"cannot be read as weights: {_reason(error)}", where=str(path), hint="fetch or save the file again"
+            f"is no file of weights, or is damaged ({type(error).__name__})",
+            where=str(path),
+            hint="name a run folder, a checkpoint, a .pth or a .safetensors file",
         ) from error
 
 

@@ -73,5 +73,5 @@ def diverged(reason: str, *, step: int, batch: Batch, model: torch.nn.Module, fo
     return DivergedError(
         f"{reason} at step {step} (image ids {shown}); the weights were not updated, {kept}",
         where="loss",
-        hint="lower optimizer.lr, and look at the annotations of these images; the last checkpoint is as it was",
+        hint="lower optimizer.lr, and look at the annotations of these images; checkpoints are as they were",
     )

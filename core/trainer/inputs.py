@@ -14,7 +14,7 @@ from core.assembly import Assembly
 from core.config.schema import Config
 from core.datasets.dataset import DetectionDataset
 from core.datasets.statistics import count_images_over
-from core.errors import UsageError
+from core.errors import DataError, UsageError
 from core.evaluation.preflight import MIN_AP, PreflightResult, replay_ground_truth
 from core.files import sha256_of
 from core.trainer.loop import Validation
@@ -60,6 +60,12 @@ def read_training_inputs(config: Config, say: Say) -> TrainingInputs:
         say(f"train: {note}")
     which = describe_subset(subset_file) if subset_file else f"all {len(train.images)} images of the train split"
     say(f"training on {dataset.name}: {which}")
+    if all(annotation.is_crowd for annotation in train.annotations):
+        raise DataError(
+            "the training images hold no box to learn from",
+            where=str(dataset.splits["train"].annotation_file),
+            hint="label some objects, or choose another subset",
+        )
     files = {"train": subset_file or dataset.splits["train"].annotation_file}
     val: AnnotationSet | None = None
     if "val" in dataset.splits:

@@ -15,6 +15,7 @@ from core.structures import Detections
 from core.visualization.draw import draw_detections, side_by_side
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
+_MIN_SIDE, _MAX_SIDE = 400, 2000
 
 
 def picture_paths(folder: Path, images: Sequence[Path]) -> list[Path]:
@@ -33,16 +34,15 @@ def picture_paths(folder: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def draw_prediction(image: Path, detections: Detections, class_names: Sequence[str], out: Path) -> None:
-    """Write an image with its detections drawn on it.
+    """Write an image with its detections drawn on it; a small image is enlarged, so that labels can be read.
 
     Raises:
         DataError: the image cannot be read.
         MachineError: the picture cannot be written.
     """
-    picture = draw_detections(
-        open_image(image), detections.boxes_xyxy_px, detections.labels, detections.scores, class_names
-    )
-    save_picture(picture, out)
+    opened, scale = _enlarged(open_image(image))
+    boxes_xyxy_px = detections.boxes_xyxy_px * scale
+    save_picture(draw_detections(opened, boxes_xyxy_px, detections.labels, detections.scores, class_names), out)
 
 
 def draw_comparison(
@@ -59,10 +59,17 @@ def draw_comparison(
         DataError: the image cannot be read.
         MachineError: the picture cannot be written.
     """
-    opened = open_image(image)
-    truth = draw_detections(opened, boxes_xyxy_px, labels, None, class_names)
-    found = draw_detections(opened, detections.boxes_xyxy_px, detections.labels, detections.scores, class_names)
+    opened, scale = _enlarged(open_image(image))
+    truth = draw_detections(opened, boxes_xyxy_px * scale, labels, None, class_names)
+    boxes_found = detections.boxes_xyxy_px * scale
+    found = draw_detections(opened, boxes_found, detections.labels, detections.scores, class_names)
     save_picture(side_by_side(truth, found, ("ground truth", "predictions")), out)
+
+
+def _enlarged(image: Image.Image) -> tuple[Image.Image, int]:
+    """Return an image whose short side has about `_MIN_SIDE` pixels or more, and by what it was enlarged."""
+    scale = max(1, min(round(_MIN_SIDE / min(image.size)), _MAX_SIDE // max(image.size)))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC), scale
 
 
 def save_picture(picture: Image.Image, out: Path) -> None:

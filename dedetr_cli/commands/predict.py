@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from core.errors import DataError
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_line, print_note, print_warning
 from dedetr_cli.progress import make_counter
@@ -61,4 +62,8 @@ def predict(
     else:
         print_line(f"{outcome.num_detections} detections in {outcome.num_images} images: {outcome.out}")
     if outcome.unreadable:
-        raise typer.Exit(3)
+        num_unreadable = len(outcome.unreadable)
+        raise DataError(
+            f"{num_unreadable} of {outcome.num_images + num_unreadable} images could not be read (named above)",
+            hint="the others are done; mend or remove these",
+        )
