@@ -113,6 +113,13 @@ def test_class_ids_that_do_not_fit_stop_before_the_first_step(copy: Path) -> Non
     assert not (copy / "runs").exists()
 
 
+def test_images_without_a_single_box(copy: Path) -> None:
+    path = copy / "data" / "annotations" / "train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    check(dedetr("train", "--out", "runs/empty", *TINY, cwd=copy), 3, "no box to learn from")
+    assert not (copy / "runs").exists()
+
+
 def test_boxes_written_as_corners_stop_before_the_first_step(copy: Path) -> None:
     path = copy / "data" / "annotations" / "train.json"
     document = json.loads(path.read_text())
@@ -176,6 +183,12 @@ def test_a_signal_saves_and_stops(demo: Path, tmp_path: Path, number: signal.Sig
     assert len(errors) == 1
     assert "--resume" in rest
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.pt").is_file()
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    done = dedetr("prepare-data", "--out", "dätä 数", cwd=tmp_path, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dätä 数" / "dataset.yaml").is_file()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
