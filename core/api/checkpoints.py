@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.annotations.image_checks import check_images
 from core.annotations.prepared import open_dataset, read_split, require_same_classes
 from core.annotations.records import AnnotationSet, Category, PreparedDataset
 from core.api.common import LATEST, Say
@@ -70,7 +71,8 @@ def open_split(
 
     Raises:
         UsageError: no data set is named, neither here nor in the checkpoint.
-        DataError: there is no such data set or split, it has a fault, or other classes than the checkpoint.
+        DataError: there is no such data set or split, it or one of its images has a fault, or it has other classes than
+            the checkpoint.
     """
     from core.datasets.dataset import DetectionDataset
     from core.models.reference_keys import reference_class_names
@@ -81,6 +83,7 @@ def open_split(
     annotations, findings = read_split(dataset, split)
     for note in findings.notes():
         on_note(f"{split}: {note}")
+    check_images(split, annotations, dataset.splits[split].image_root)
     classes = loaded.assembly.classes
     if loaded.is_reference:
         # Its head has a row for every id up to the largest; without names there is nothing more to compare.

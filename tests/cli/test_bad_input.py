@@ -102,6 +102,13 @@ def test_an_unreadable_image(copy: Path, damage: object) -> None:
     assert not (copy / "runs").exists()
 
 
+def test_eval_names_an_unreadable_image_before_it_begins(trained: Path, copy: Path) -> None:
+    listed = json.loads((copy / "data" / "annotations" / "val.json").read_text())["images"]
+    victim = next((copy / "data").rglob(Path(listed[-1]["file_name"]).name))
+    victim.write_bytes(victim.read_bytes()[:100])
+    check(dedetr("eval", "--checkpoint", trained / "runs" / "tiny", "--data", "data", cwd=copy), 3, victim.name)
+
+
 def test_class_ids_that_do_not_fit_stop_before_the_first_step(copy: Path) -> None:
     path = copy / "data" / "annotations" / "train.json"
     document = json.loads(path.read_text())
