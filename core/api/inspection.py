@@ -197,6 +197,19 @@ def predict(
     )
 
 
+def _keep_originals(out: Path, images: Sequence[Path], pictures: Sequence[Path]) -> None:
+    """Check that a folder can be written, and that no picture in it would replace one of the images.
+
+    Raises:
+        UsageError: a picture would.
+        MachineError: the folder cannot be written.
+    """
+    require_writable_folder(out)
+    originals = {image.resolve() for image in images}
+    if any(picture.resolve() in originals for picture in pictures):
+        raise UsageError("the pictures would replace the images themselves", where="--out", hint="name another folder")
+
+
 def _refuse_to_replace(out: Path, images: Sequence[Path], pictures: Sequence[Path]) -> None:
     """Check that writing to a folder replaces nothing but what an earlier prediction wrote there.
 
@@ -204,10 +217,7 @@ def _refuse_to_replace(out: Path, images: Sequence[Path], pictures: Sequence[Pat
         UsageError: a picture would replace one of the images, or the folder holds other things.
         MachineError: the folder cannot be written.
     """
-    require_writable_folder(out)
-    originals = {image.resolve() for image in images}
-    if any(picture.resolve() in originals for picture in pictures):
-        raise UsageError("the pictures would replace the images themselves", where="--out", hint="name another folder")
+    _keep_originals(out, images, pictures)
     is_ours = all((out / name).is_file() for name in (JSON_NAME, CSV_NAME))
     if not is_ours and out.is_dir() and any(out.iterdir()):
         raise UsageError(
@@ -276,9 +286,7 @@ def visualize(
     indices = [position * len(images) // num_drawn for position in range(num_drawn)]
     paths = [join_within(images.image_root, annotations.images[index].file_name) for index in indices]
     targets = picture_paths(folder, paths)
-    require_writable_folder(folder)
-    if {target.resolve() for target in targets} & {path.resolve() for path in paths}:
-        raise UsageError("the pictures would replace the images themselves", where="--out", hint="name another folder")
+    _keep_originals(folder, paths, targets)
     on_note(f"drawing {loaded.path} on {split} of {dataset.root}")
     drawn: list[Path] = []
     if run is not None and (run / "metrics.jsonl").is_file():

@@ -20,7 +20,7 @@ import yaml
 
 from core.config.schema import Config
 from core.errors import CheckpointError, MachineError, UsageError
-from core.files import machine_errors, write_atomic
+from core.files import machine_errors, write_atomic, write_json
 from core.trainer.pointers import point_to, pointed_to
 
 if sys.platform != "win32":
@@ -141,11 +141,6 @@ class RunFolder:
         """See `core.trainer.checkpoint`."""
         return self.path / "checkpoints"
 
-    @property
-    def evaluations(self) -> Path:
-        """For what `dedetr eval` writes."""
-        return self.path / "eval"
-
     def describe(self, config: Config, dataset: DatasetIdentity, device: torch.device, command: Sequence[str]) -> None:
         """Write `config.yaml`, and add this session to `manifest.json`.
 
@@ -174,7 +169,7 @@ class RunFolder:
                 "deterministic": torch.are_deterministic_algorithms_enabled(),
             }
         )
-        write_atomic(self.manifest_file, json.dumps(manifest, indent=2) + "\n")
+        write_json(self.manifest_file, manifest)
 
     def read_manifest(self) -> dict[str, Any] | None:
         """Return the manifest, or None where there is none that can be read."""
