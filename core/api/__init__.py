@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from core.api.configuration import resolve_train_config, resume_config
 from core.api.data import prepare_data, subsample
-from core.api.inspection import (
-    EvaluationOutcome,
-    PredictionOutcome,
-    VisualizationOutcome,
-    evaluate,
-    predict,
-    visualize,
-)
-from core.api.training import resolve_train_config, resume_config, train
+from core.api.evaluation import EvaluationOutcome, evaluate
+from core.api.prediction import PredictionOutcome, predict
+from core.api.training import train
+from core.api.visualization import VisualizationOutcome, visualize
 
 if TYPE_CHECKING:
     from core.evaluation.coco import EvaluationResult

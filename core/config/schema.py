@@ -142,7 +142,11 @@ class DataConfig(Section):
     """Short side at evaluation in pixels; the sizes of training scale along."""
     max_long_side: PositiveInt = 1333
     batch_size: PositiveInt = 4
+    """Images of one optimizer step, over all processes and all micro-batches that gradients are accumulated over."""
     num_workers: NonNegativeInt = 2
+    """Processes that read images, for each process that trains."""
+    sample_repeat: PositiveInt = 1
+    """Every training image comes this often in an epoch, each time augmented anew."""
     augment: bool = True
     """The paper's training augmentation: flip, multi-scale resize, random crop."""
     allow_more_labels_than_queries: bool = False
@@ -163,17 +167,33 @@ class OptimizerConfig(Section):
     weight_decay: NonNegativeFloat = 1e-4
     clip_norm: NonNegativeFloat = 0.1
     """Largest norm of all gradients together; 0 does not clip."""
+    accumulate: PositiveInt = 1
+    """Micro-batches that each process splits its share of a batch into: less memory, the same step."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate and keep an exponential moving average of the weights, with this decay; null: the weights."""
+    freeze: list[str] = []
+    """Parameters that stay as they are, by name; `*` stands for any text, as in `encoder.*`."""
 
 
 class ScheduleConfig(Section):
     """How long, and how the learning rate falls."""
 
     epochs: PositiveInt = 50
+    steps: PositiveInt | None = None
+    """Optimizer steps of the whole run, in place of `epochs`."""
+    kind: Literal["step", "cosine", "constant"] = "step"
+    """After the warm-up the learning rates drop once, fall along half a cosine to the last step, or stay."""
     lr_drop_epoch: NonNegativeInt | None = 40
-    """The learning rates fall by `lr_drop_factor` after this many epochs; null: never."""
+    """`step`: the learning rates fall by `lr_drop_factor` after this many epochs; null: never."""
+    lr_drop_step: NonNegativeInt | None = None
+    """`step`: or after this many optimizer steps, in place of `lr_drop_epoch`."""
     lr_drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    final_lr_factor: Fraction = 0.0
+    """`cosine`: what share of the learning rates is left at the end."""
     warmup_steps: NonNegativeInt = 0
     """The learning rates rise linearly over these steps."""
+    patience: PositiveInt | None = None
+    """Stop after this many evaluations without a better AP; null: never."""
 
 
 class RunConfig(Section):
@@ -190,6 +210,14 @@ class RunConfig(Section):
     """How many of the newest checkpoints stay; the best stays besides."""
     log_every: PositiveInt = 10
     """Steps between two lines of metrics.jsonl."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model's forward and backward pass in training (autocast); matching, losses and evaluation are float32."""
+    compile: bool = False
+    """Train through `torch.compile`."""
+    loggers: list[Literal["tensorboard", "wandb"]] = []
+    """Where metrics go besides `metrics.jsonl` and `metrics.csv`; each needs the extra of its name."""
+    num_logged_images: NonNegativeInt = 4
+    """Validation images whose detections a logger gets at each evaluation."""
 
 
 class Config(Section):

@@ -13,7 +13,9 @@ from core.errors import CheckpointError, UsageError
 from core.models.weights import LoadedWeights
 from core.trainer.run_folder import DatasetIdentity
 
-_WITHOUT_EFFECT = {"run.device", "run.keep_checkpoints", "data.num_workers", "data.root"}
+_WITHOUT_EFFECT = {
+    "run.device", "run.keep_checkpoints", "run.loggers", "run.num_logged_images", "data.num_workers", "data.root",
+}  # fmt: skip
 """May change: no weight depends on them (what stands in `data.root` is told by its hashes)."""
 _ARCHITECTURE = ("model.", "backbone.")
 _NOT_ARCHITECTURE = {"backbone.weights", "model.attention", "model.roi_backend"}

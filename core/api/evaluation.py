@@ -1,0 +1,91 @@
+"""A checkpoint, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.api.checkpoints import open_checkpoint, open_split
+from core.api.common import OnImages, Say, count_nothing, say_nothing
+from core.errors import MachineError
+from core.files import write_json
+
+if TYPE_CHECKING:
+    from core.evaluation.coco import EvaluationResult
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """How good a checkpoint is.
+
+    Attributes:
+        checkpoint: the weight file.
+        data: the data set.
+        split: which part of it.
+        evaluation: the numbers.
+    """
+
+    checkpoint: Path
+    data: Path
+    split: str
+    evaluation: EvaluationResult
+
+
+def evaluate(
+    checkpoint: Path | None = None,
+    *,
+    data: Path | None = None,
+    split: str = "val",
+    assignments: Sequence[str] = (),
+    device: str | None = None,
+    trust: bool = False,
+    on_images: OnImages = count_nothing,
+    on_note: Say = say_nothing,
+) -> EvaluationOutcome:
+    """Score a checkpoint on a split.
+
+    Where nothing differs from the run, the numbers are also written into `eval/` of its folder.
+
+    Args:
+        checkpoint: run folder, checkpoint folder or weight file; None for the latest run.
+        data: the data set; None for the one it was trained on.
+        split: train, val or test.
+        assignments: `section.key=value`, for what may change after training.
+        device: None for that of the configuration.
+        trust: unpickle the file even if that could run code.
+        on_images: is told how many of how many images are done.
+        on_note: is told what was evaluated.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it cannot be read.
+        DataError: there is no such data set or split, it has a fault, or other classes than the checkpoint.
+    """
+    from core.datasets.batches import EvalLoader
+    from core.evaluation.coco import CocoEvaluator
+    from core.evaluation.run import evaluate as score
+    from core.trainer.failures import out_of_memory_errors
+    from core.trainer.run_folder import run_folder_of
+
+    loaded, on = open_checkpoint(checkpoint, assignments, device, trust)
+    dataset, annotations, images = open_split(data, split, loaded, on_note)
+    on_note(f"evaluating {loaded.path} on {split} of {dataset.root}")
+    with out_of_memory_errors(loaded.assembly.config.data):
+        result = score(
+            loaded.assembly.model,
+            loaded.assembly.postprocess,
+            EvalLoader(images, loaded.assembly.config.data, pin_memory=on.type == "cuda"),
+            CocoEvaluator(annotations, loaded.assembly.classes),
+            on,
+            lambda done: on_images(done, len(images)),
+        )
+    outcome = EvaluationOutcome(loaded.path, dataset.root, split, result)
+    run = run_folder_of(loaded.path)
+    # What was scored otherwise than the run itself does must not pass for the run's own number.
+    if run is not None and data is None and not assignments:
+        try:
+            write_json(run / "eval" / f"{split}.json", asdict(outcome))
+        except MachineError as error:
+            on_note(f"the numbers were not kept: {error}")
+    return outcome
