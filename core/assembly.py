@@ -115,14 +115,21 @@ def load_detector(
         CheckpointError: the file is missing, damaged, unsafe, or holds no detector.
     """
     weights = read_weights(path, trust=trust)
-    config, classes = _described_by(weights)
+    config, classes = described_by(weights)
     assembly = assemble(change(config) if change else config, classes, load_backbone_weights=False)
     load_into(assembly.model, weights)
     data_root = None if weights.is_reference else assembly.config.data.root
     return LoadedDetector(assembly, path, data_root, weights.is_reference)
 
 
-def _described_by(weights: LoadedWeights) -> tuple[Config, tuple[Category, ...]]:
+def described_by(weights: LoadedWeights) -> tuple[Config, tuple[Category, ...]]:
+    """Return the configuration and the classes of the detector that a weight file holds.
+
+    A reference file tells the model and the backbone; the rest is the model's row in the table of six.
+
+    Raises:
+        CheckpointError: the file holds weights alone, no model of ours, or a configuration of another time.
+    """
     if weights.is_reference:
         model = reference_model_config(weights.reference_args, weights.state)
         backbone = reference_backbone_config(weights.reference_args)

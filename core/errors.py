@@ -56,6 +56,10 @@ class MachineError(DedetrError):
     exit_code = 5
 
 
+class ProcessLost(MachineError):  # noqa: N818 (what happened, and to whom)
+    """Another process of the run is gone; what ended it is the error to read."""
+
+
 class DivergedError(DedetrError):
     """Training produced a loss that is not a finite number."""
 

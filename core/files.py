@@ -7,12 +7,17 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from core.errors import DataError, MachineError
+
+_SEPARATORS = '<>:"/\\|?*'
+_WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+_MAX_SAFE_BYTES, _MAX_BYTES = 100, 200
 
 
 @contextmanager
@@ -41,7 +46,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     with machine_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -122,6 +127,36 @@ def join_within(root: Path, name: str) -> Path:
             hint="copy the file below the image root, or name its real folder as the root",
         )
     return joined
+
+
+def safe_name(text: str) -> str:
+    """Return a text as the name of a file or folder on any system: one part, not hidden, at most 100 bytes."""
+    name = "".join("_" if letter in _SEPARATORS or not letter.isprintable() else letter for letter in text)
+    name = name.encode()[:_MAX_SAFE_BYTES].decode(errors="ignore").strip(" .")
+    return f"_{name}" if not name or name.partition(".")[0].upper() in _WINDOWS_DEVICES else name
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Return the names, numbered where one came before: a, a-2. They stay apart also where a system ignores case.
+
+    What is longer than 200 bytes is cut, so that a suffix still fits.
+    """
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    unique: list[str] = []
+    for name in names:
+        encoded = os.fsencode(name)
+        chosen = short = name if len(encoded) <= _MAX_BYTES else encoded[:_MAX_BYTES].decode(errors="ignore")
+        while _folded(chosen) in taken:
+            numbers[short] = numbers.get(short, 1) + 1
+            chosen = f"{short}-{numbers[short]}"
+        taken.add(_folded(chosen))
+        unique.append(chosen)
+    return unique
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def sha256_of(path: Path) -> str:

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from core.errors import DedetrError
+from core.errors import DedetrError, Interrupted, UsageError
 from dedetr_cli import __version__
 from dedetr_cli.commands import eval as eval_command
 from dedetr_cli.commands import predict, prepare_data, subsample, train, visualize
 from dedetr_cli.options import debug_wanted
-from dedetr_cli.output import print_error, silence
+from dedetr_cli.output import print_error, print_json_error, silence
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -75,21 +75,26 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="dedetr", standalone_mode=False)
         sys.stdout.flush()
         if code == EXIT_CTRL_C:
-            print_error("stopped by Ctrl-C", None)
+            _tell(Interrupted("stopped by Ctrl-C", exit_code=EXIT_CTRL_C))
         return code if isinstance(code, int) else 0
     except DedetrError as error:
         if debug_wanted():
             traceback.print_exc()
-        print_error(str(error), error.hint)
-        return error.exit_code
+        _tell(error)
+        from core import api
+
+        # Of several processes that were asked to stop the first one says so. If another failed before, torchrun would
+        # end the first one at once.
+        return 0 if isinstance(error, Interrupted) and not api.is_main_process() else error.exit_code
     except _COMMAND_LINE_ERROR as error:
-        print_error(getattr(error, "format_message", error.__str__)(), _help_hint(error))
+        text = getattr(error, "format_message", error.__str__)()
+        _tell(UsageError(text, where=_flag_of(error), hint=_help_hint(error)), text)
         return EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
-        print_error("stopped by Ctrl-C", None)
+        _tell(Interrupted("stopped by Ctrl-C", exit_code=EXIT_CTRL_C))
         return EXIT_CTRL_C
     except BrokenPipeError:
         silence(sys.stdout)  # the reader of our output went away (`| head`)
@@ -98,11 +103,39 @@ def _run() -> int:
         if debug_wanted():
             traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]
-        print_error(
+        bug = DedetrError(
             f"this is a bug in dedetr: {type(error).__name__}: {error} ({place.filename}:{place.lineno})",
-            "please report it, with what the same command prints with --debug",
+            hint="please report it, with what the same command prints with --debug",
         )
+        _tell(bug)
         return EXIT_BUG
+
+
+def _tell(error: DedetrError, text: str | None = None) -> None:
+    """Print an error; of several processes that `train --nproc` started, the parent prints the first one's, once.
+
+    Args:
+        error: with --json also printed on stdout.
+        text: what is said of it in place of its own text.
+    """
+    from core import api
+
+    api.report_error(error)
+    if api.was_launched() and not isinstance(error, Interrupted):
+        return
+    if not isinstance(error, Interrupted) or api.is_main_process():
+        print_error(text or str(error), error.hint)
+    # The command line may be what is wrong with the command line, so its words are looked at as they are.
+    words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    if "--json" in words and api.is_main_process():
+        print_json_error(next((word for word in words if not word.startswith("-")), None), error)
+
+
+def _flag_of(error: BaseException) -> str | None:
+    """Return the flag or argument that a fault of the command line is about."""
+    param = getattr(error, "param", None)
+    names = [getattr(error, "option_name", None), *reversed(getattr(param, "opts", []))]
+    return next((name for name in names if name), None)
 
 
 def _help_hint(error: BaseException) -> str | None:

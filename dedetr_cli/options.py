@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dedetr_cli.completion import complete_device
+
 _state = {"debug": False}
 
 
@@ -29,7 +31,9 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="A run folder, a checkpoint folder or a weight file.  [default: runs/latest]"),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str | None, typer.Option("--device", autocompletion=complete_device, help="auto, cpu, cuda, cuda:N or mps.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration, e.g. data.short_side=480."),

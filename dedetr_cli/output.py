@@ -16,7 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from core.errors import DedetrError
+
 SCHEMA_VERSION = 1
+
+_state = {"json_printed": False}
 
 
 class _PatientConsole(Console):
@@ -69,15 +73,29 @@ def print_warning(message: str) -> None:
     stderr().print(Text.assemble(("warning: ", "bold yellow"), one_line(message)))
 
 
-def print_json(command: str, result: Mapping[str, Any]) -> None:
-    """Print one JSON object with its schema version and command."""
+def print_json(command: str | None, result: Mapping[str, Any], error: DedetrError | None = None) -> None:
+    """Print one JSON object with its schema version, its command, and the error if there was one."""
     document = {"schema_version": SCHEMA_VERSION, "command": command, **result}
+    if error is not None:
+        document["error"] = {
+            "message": error.message,
+            "where": error.where,
+            "hint": error.hint,
+            "exit_code": error.exit_code,
+        }
     text = json.dumps(document, default=_to_json, indent=2, allow_nan=False)
+    _state["json_printed"] = True
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         silence(sys.stdout)
+
+
+def print_json_error(command: str | None, error: DedetrError) -> None:
+    """Print the JSON object of a command that failed, unless one was printed: stdout holds one or none."""
+    if not _state["json_printed"]:
+        print_json(command, {}, error)
 
 
 def as_dict(result: Any) -> dict[str, Any]:

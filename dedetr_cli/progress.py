@@ -8,12 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 from dedetr_cli.output import print_note, print_warning, stderr
 
 if TYPE_CHECKING:
-    from core.api import CheckpointSaved, Evaluated, Reporter, RunStarted, StepDone
+    from core.api import CheckpointSaved, Evaluated, PredictionsDrawn, Reporter, RunStarted, StepDone
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -32,7 +41,8 @@ def make_counter(verb: str) -> Iterator[Counter]:
     if not console.is_terminal:
         yield lambda done, total: None
         return
-    with Progress(TextColumn(verb), BarColumn(), TaskProgressColumn(), console=console, transient=True) as progress:
+    columns = (TextColumn(verb), BarColumn(), TaskProgressColumn(), _ImagesPerSecondColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(verb)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -49,8 +59,18 @@ def make_reporter() -> Iterator[Reporter]:
         yield LiveReporter(progress)
 
 
+class _ImagesPerSecondColumn(ProgressColumn):
+    """How fast it is going, as far as that can be told yet."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of the column."""
+        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+
+
 class PlainReporter:
     """Prints lines: at the first step, then every ten seconds, and at every event that is no step."""
+
+    wants_pictures = False
 
     def __init__(self) -> None:
         self._last_line = -math.inf
@@ -76,6 +96,9 @@ class PlainReporter:
         """Print AP."""
         print_note(evaluation_line(event))
 
+    def predictions_drawn(self, event: PredictionsDrawn) -> None:
+        """Say nothing; no pictures are wanted here."""
+
     def checkpoint_saved(self, event: CheckpointSaved) -> None:
         """Say nothing: it is what every user expects."""
 
@@ -86,6 +109,8 @@ class PlainReporter:
 
 class LiveReporter:
     """Shows one bar for the run and one for an evaluation, and keeps the AP of every evaluation above them."""
+
+    wants_pictures = False
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -114,6 +139,9 @@ class LiveReporter:
         self._progress.update(self._evaluation, visible=False)
         print_note(evaluation_line(event))
 
+    def predictions_drawn(self, event: PredictionsDrawn) -> None:
+        """Say nothing; no pictures are wanted here."""
+
     def checkpoint_saved(self, event: CheckpointSaved) -> None:
         """Say nothing: it is what every user expects."""
 
@@ -127,7 +155,8 @@ def start_line(event: RunStarted) -> str:
     images = f"{event.num_train_images} images, {event.num_val_images} to validate"
     start = f", from step {event.first_step}" if event.first_step else ""
     steps = f"{event.num_epochs} epochs, {event.num_steps} steps{start}"
-    return f"training {event.model} on {event.device}: {images}, {steps} -> {event.run_folder}"
+    where = event.device if event.num_processes == 1 else f"{event.device}, {event.num_processes} processes"
+    return f"training {event.model} on {where}: {images}, {steps} -> {event.run_folder}"
 
 
 def step_line(event: StepDone) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import DataError, MachineError
-from core.files import join_within, sha256_of, write_atomic
+from core.files import join_within, safe_name, sha256_of, unique_names, write_atomic
 
 
 def test_a_file_is_replaced_whole_and_readable_by_others(tmp_path: Path) -> None:
@@ -67,3 +67,37 @@ def test_links_that_lead_out_or_in_circles_are_refused(tmp_path: Path) -> None:
     with contextlib.suppress(DataError):  # some versions of Python take the circle for a missing file
         join_within(root, "circle/a.jpg")
     assert join_within(root, "inside/a.jpg") == root / "inside" / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("traffic light", "traffic light"), ("a/b\\c", "a_b_c"), ("..", "_"), ("", "_"), (".hidden.", "hidden"),
+        ("what?\n\0", "what___"), ("con", "_con"), ("NUL.x", "_NUL.x"), ("größe", "größe"), ("\udcff", "_"),
+    ],
+)  # fmt: skip
+def test_f31_any_text_becomes_one_name(text: str, name: str) -> None:
+    assert safe_name(text) == name
+
+
+def test_a_long_text_becomes_a_name_that_fits() -> None:
+    assert len(safe_name("ü" * 300).encode()) <= 100
+    assert safe_name("ü" * 300).strip("ü") == ""
+
+
+def test_equal_names_are_numbered_also_where_case_does_not_count() -> None:
+    assert unique_names(["a", "a-2", "a", "A", "b"]) == ["a", "a-2", "a-3", "A-4", "b"]
+
+
+def test_composed_and_decomposed_letters_are_one_name() -> None:
+    assert unique_names(["é", "e\u0301"]) == ["é", "e\u0301-2"]
+
+
+def test_many_equal_names_and_long_ones(tmp_path: Path) -> None:
+    names = unique_names(["frame"] * 20_000)
+    assert len(set(names)) == 20_000
+    long = unique_names(["x" * 255, "x" * 255])
+    assert len(set(long)) == 2
+    for name in long:
+        write_atomic(tmp_path / f"{name}-100.jpg", b"")
+    write_atomic(tmp_path / ("y" * 255), b"")

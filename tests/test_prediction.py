@@ -11,16 +11,20 @@ from torch import Tensor, nn
 
 from core.annotations.records import Category
 from core.config.schema import DataConfig
-from core.errors import DataError
+from core.errors import DataError, UsageError
 from core.prediction import (
     ImagePrediction,
+    PredictionFolder,
     collect_images,
+    label_paths,
     predict_images,
     write_predictions_csv,
     write_predictions_json,
+    write_yolo_labels,
 )
 from core.structures import Detections, ImageBatch, ModelOutput
-from tests.datasets.scenes import eval_transform
+from tests.datasets.scenes import eval_transform, make_scene
+from tests.trainer.tiny import tiny_assembly, tiny_config
 
 CLASSES = (Category(17, "cat"), Category(3, "=car"))
 TRANSFORM = eval_transform(DataConfig(short_side=48, max_long_side=90))
@@ -183,3 +187,130 @@ def test_files_with_errors_write_no_rows(tmp_path: Path) -> None:
     write_predictions_json(tmp_path / "p.json", [failed], CLASSES)
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 1
     assert json.loads((tmp_path / "p.json").read_text()) == []
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7])
+def test_the_batch_size_changes_nothing_but_the_speed(tmp_path: Path, batch_size: int) -> None:
+    sizes = [(140, 60), (60, 140), (100, 100), (140, 60), (90, 91), (60, 140), (140, 60)]
+    paths = []
+    for number, size in enumerate(sizes):
+        scene = make_scene(tmp_path / str(number), 1, seed=number, size=size, num_boxes=2)
+        paths.append(tmp_path / str(number) / scene.images[0].file_name)
+    assembly = tiny_assembly(tiny_config())
+    parts = (assembly.model, assembly.postprocess, assembly.eval_transform, paths, CPU)
+    alone = list(predict_images(*parts, batch_size=1, threshold=0.0))
+    together = list(predict_images(*parts, batch_size=batch_size, threshold=0.0))
+    assert [prediction.path for prediction in together] == paths
+    for one, other in zip(alone, together, strict=True):
+        assert one.detections is not None
+        assert other.detections is not None
+        assert len(one.detections) == len(other.detections) > 0
+        assert torch.allclose(one.detections.scores, other.detections.scores, atol=1e-4)
+        assert torch.allclose(one.detections.boxes_xyxy_px, other.detections.boxes_xyxy_px, atol=1e-2)
+
+
+def test_images_of_one_size_share_a_batch(tmp_path: Path) -> None:
+    sizes = [(60, 40), (40, 60), (60, 40), (40, 60), (60, 40)]
+    paths = [_save(tmp_path / f"{number}.png", size) for number, size in enumerate(sizes)]
+    seen: list[int] = []
+    model = _Brightness()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0].pixels)))
+    list(predict_images(model, _postprocess, TRANSFORM, paths, CPU, batch_size=2, threshold=0.1))
+    assert seen == [2, 1, 2]
+
+
+def test_only_wanted_labels_are_kept(tmp_path: Path) -> None:
+    path = _save(tmp_path / "a.png")
+    for labels, expected in (({0}, [0]), ({1}, [1]), ({0, 1}, [1, 0]), ({5}, []), (None, [1, 0])):
+        (prediction,) = predict_images(
+            _Brightness(), _postprocess, TRANSFORM, [path], CPU, batch_size=1, threshold=0.1, labels=labels
+        )
+        assert prediction.detections is not None
+        assert prediction.detections.labels.tolist() == expected
+
+
+def test_yolo_labels_are_shares_of_the_image_with_the_score_last(tmp_path: Path) -> None:
+    found = Detections(
+        torch.tensor([[6.0, 4, 18, 24], [0, 0, 60, 40]]), torch.tensor([0.75, 0.5]), torch.tensor([1, 0])
+    )
+    write_yolo_labels(tmp_path / "labels" / "a.txt", ImagePrediction(Path("a.png"), (60, 40), found))
+    assert (tmp_path / "labels" / "a.txt").read_text().splitlines() == [
+        "1 0.200000 0.350000 0.200000 0.500000 0.750000",
+        "0 0.500000 0.500000 1.000000 1.000000 0.500000",
+    ]
+    nothing = found.select(torch.tensor([], dtype=torch.int64))
+    write_yolo_labels(tmp_path / "b.txt", ImagePrediction(Path("b.png"), (60, 40), nothing))
+    assert (tmp_path / "b.txt").read_bytes() == b""
+    with pytest.raises(ValueError, match="not read"):
+        write_yolo_labels(tmp_path / "c.txt", ImagePrediction(Path("c.png"), None, None, DataError("broken")))
+
+
+def test_label_files_have_names_of_their_own() -> None:
+    images = [Path("a/x.jpg"), Path("b/x.png"), Path("c/classes.jpg")]
+    class_list, labels = label_paths(Path("labels"), images)
+    assert class_list == Path("labels/classes.txt")
+    assert [path.name for path in labels] == ["x.txt", "x-2.txt", "classes-2.txt"]
+
+
+def _write(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_an_earlier_prediction_wrote_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = PredictionFolder(out)
+    old = [out / "a.png", out / "crops" / "cat" / "a-1.jpg", out / "labels" / "a.txt", out / "labels" / "b.txt"]
+    first.check(old)
+    first.claim(old)
+    _write(*old)
+    first.finish(old)
+    _write(out / "labels" / "mine.txt")
+    second = PredictionFolder(out)
+    new = [out / "a.png", out / "labels" / "a.txt"]
+    second.check(new)
+    second.claim(new)
+    _write(*new)
+    second.finish(new)
+    assert _names(out) == ["a.png", "labels/a.txt", "labels/mine.txt", "manifest.json"]
+    assert not (out / "crops").exists()
+    third = PredictionFolder(out)
+    for files, folders in (([out / "labels" / "mine.txt"], []), ([], [out / "labels"])):
+        with pytest.raises(UsageError, match="earlier prediction") as caught:
+            third.check(files, folders)
+        assert caught.value.where == str(out / "labels" / "mine.txt")
+
+
+def test_a_prediction_that_was_stopped_leaves_nothing_that_the_next_does_not_know(tmp_path: Path) -> None:
+    stopped = PredictionFolder(tmp_path / "out")
+    stopped.claim([tmp_path / "out" / "a.png", tmp_path / "out" / "b.png"])
+    _write(tmp_path / "out" / "a.png")
+    following = PredictionFolder(tmp_path / "out")
+    following.check([tmp_path / "out" / "a.png"])
+    following.claim([])
+    following.finish([])
+    assert _names(tmp_path / "out") == ["manifest.json"]
+
+
+@pytest.mark.parametrize("content", ['{"kind": "run", "files": []}', "[]", "{", '{"kind": "dedetr predictions"}'])
+def test_a_folder_with_somebody_elses_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UsageError, match="other files"):
+        PredictionFolder(tmp_path)
+
+
+def test_f31_a_manifest_cannot_remove_what_lies_elsewhere(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _write(tmp_path / "precious.txt", out / "link" / "kept.txt")
+    (out / "away").symlink_to(tmp_path)
+    names = ["../precious.txt", str(tmp_path / "precious.txt"), "away/precious.txt"]
+    (out / "manifest.json").write_text(json.dumps({"kind": "dedetr predictions", "files": names}))
+    folder = PredictionFolder(out)
+    assert folder.earlier == frozenset()
+    folder.finish([])
+    assert (tmp_path / "precious.txt").is_file()

@@ -79,7 +79,7 @@ def open_image(path: Path, expected_size: tuple[int, int] | None = None) -> Imag
         orientation = _orientation(image)
         rotates = _rotates(path, image.size, orientation, expected_size)
         image.load()
-        rgb = _to_rgb(image, path)
+        rgb = to_rgb(image, str(path))
         return rgb.transpose(_TRANSPOSE[orientation]) if rotates else rgb
 
 
@@ -155,9 +155,14 @@ def _rotates(path: Path, stored: tuple[int, int], orientation: int, expected: tu
     )
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def to_rgb(image: Image.Image, where: str) -> Image.Image:
+    """Return an opened image as RGB by this module's rule, but for its EXIF rotation; `where` is for the message.
+
+    Raises:
+        DataError: its pixels are floating-point numbers.
+    """
     if image.mode == "F":
-        raise DataError("floating-point pixels", where=str(path), hint="save the image with 8 or 16 bits a channel")
+        raise DataError("floating-point pixels", where=where, hint="save the image with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")

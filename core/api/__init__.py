@@ -8,33 +8,57 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from core.api.choices import model_names, preset_names
 from core.api.configuration import resolve_train_config, resume_config
 from core.api.data import prepare_data, subsample
+from core.api.detector import Prediction, TrainedDetector, load_detector
+from core.api.dry_run import TrainingPlan, plan_training
 from core.api.evaluation import EvaluationOutcome, evaluate
+from core.api.launching import is_main_process, launch, report_error, was_launched
 from core.api.prediction import PredictionOutcome, predict
+from core.api.preparation import check_run_folder
 from core.api.training import train
 from core.api.visualization import VisualizationOutcome, visualize
+from core.config.layers import ResolvedConfig, Setting
 
 if TYPE_CHECKING:
-    from core.evaluation.coco import EvaluationResult
-    from core.trainer.reporter import CheckpointSaved, Evaluated, Reporter, RunStarted, StepDone
+    from core.evaluation.coco import ClassResult, EvaluationResult
+    from core.models.weight_files import LoadReport
+    from core.trainer.reporter import CheckpointSaved, Evaluated, PredictionsDrawn, Reporter, RunStarted, StepDone
 
 __all__ = [
     "CheckpointSaved",
+    "ClassResult",
     "Evaluated",
     "EvaluationOutcome",
     "EvaluationResult",
+    "LoadReport",
+    "Prediction",
     "PredictionOutcome",
+    "PredictionsDrawn",
     "Reporter",
+    "ResolvedConfig",
     "RunStarted",
+    "Setting",
     "StepDone",
+    "TrainedDetector",
+    "TrainingPlan",
     "VisualizationOutcome",
+    "check_run_folder",
     "evaluate",
+    "is_main_process",
+    "launch",
+    "load_detector",
+    "model_names",
+    "plan_training",
     "predict",
     "prepare_data",
+    "preset_names",
+    "report_error",
     "resolve_train_config",
     "resume_config",
     "subsample",
     "train",
     "visualize",
+    "was_launched",
 ]

@@ -14,12 +14,13 @@ from core.config.layers import (
     assignments_layer,
     environment_layer,
     file_layer,
+    highest_value,
     items_layer,
     resolve,
 )
 from core.config.presets import preset_layer
 from core.config.yaml_file import KeyPath
-from core.errors import CheckpointError
+from core.errors import CheckpointError, DedetrError
 from core.models.specs import get_spec
 
 NO_PRESET = "none"
@@ -35,11 +36,13 @@ def resolve_train_config(
     config_file: Path | None = None,
     preset: str | None = None,
     environment: Mapping[str, str] | None = None,
+    weights: Path | None = None,
+    trust: bool = False,
     on_note: Say = say_nothing,
 ) -> ResolvedConfig:
-    """Lay flag > assignment > environment > file > preset > model > default over each other, and check the result.
+    """Lay flag > assignment > environment > file > weights > preset > model > default over each other, and check it.
 
-    Without a preset the data set's recommended recipe is taken, and `on_note` told.
+    Without a preset the data set's recommended recipe is taken, and `on_note` told. Only `weights` needs PyTorch.
 
     Args:
         flags: by key path, with the flag's name for messages.
@@ -47,23 +50,40 @@ def resolve_train_config(
         config_file: YAML.
         preset: a preset's name, or `none` to take no recipe either.
         environment: variables; those that begin with `DEDETR_` count.
+        weights: the detector to start from; it decides on the architecture where nothing above says otherwise.
+        trust: unpickle `weights` even if that could run code.
         on_note: is told which recipe was taken.
 
     Raises:
         UsageError: a key, value, file or preset cannot be used.
         DataError: there is no data set, or its description cannot be read.
+        CheckpointError: the weights cannot be read.
     """
     layers = [file_layer(config_file)] if config_file else []
     layers += [environment_layer(environment or {}), assignments_layer(assignments), _flag_layer(flags or {})]
+    if weights is not None:
+        from core.api.starting_weights import weights_layer
+
+        layers.insert(0, weights_layer(weights, trust=trust))
     if preset is None:
-        data_root = resolve(layers, _model_defaults).config.data.root
-        recipe = open_dataset(Path(data_root)).recipe
-        if recipe:
-            on_note(f"took the recipe '{recipe}' that {data_root} recommends (--preset none refuses it)")
-            layers.insert(0, preset_layer(recipe))
+        layers[:0] = _recipe_layers(layers, on_note)
     elif preset != NO_PRESET:
         layers.insert(0, preset_layer(preset))
     return resolve(layers, _model_defaults)
+
+
+def _recipe_layers(layers: Sequence[Layer], on_note: Say) -> list[Layer]:
+    """Return the recipe of the data set that these layers name, if it has one."""
+    data_root = str(highest_value(layers, ("data", "root")))
+    try:
+        recipe = open_dataset(Path(data_root)).recipe
+    except DedetrError:
+        resolve(layers, _model_defaults)  # what is wrong with the settings is told first
+        raise
+    if recipe is None:
+        return []
+    on_note(f"took the recipe '{recipe}' that {data_root} recommends (--preset none refuses it)")
+    return [preset_layer(recipe)]
 
 
 def resume_config(

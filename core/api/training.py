@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.api.common import LATEST, RUNS, Say, say_nothing
+from core.api.preparation import OnWeights, check_run_folder, prepare_run, refuse_contradictions
 from core.config.schema import Config
-from core.errors import MachineError, UsageError
+from core.errors import MachineError
 
 if TYPE_CHECKING:
-    from core.assembly import Assembly
     from core.trainer.loop import TrainResult
     from core.trainer.reporter import Reporter
     from core.trainer.run_folder import RunFolder
@@ -30,8 +31,11 @@ def train(
     command: Sequence[str] = (),
     reporter: Reporter | None = None,
     on_note: Say = say_nothing,
+    on_weights: OnWeights | None = None,
 ) -> TrainResult:
-    """Train a detector in one process; see `core.trainer.loop.train`.
+    """Train a detector; see `core.trainer.loop.train`.
+
+    Under torchrun (or `launch`) each process calls this alike; the first one writes, and speaks.
 
     Args:
         config: of the run, see `resolve_train_config`.
@@ -45,54 +49,59 @@ def train(
         command: the words of the command line, for the manifest.
         reporter: is told what happens.
         on_note: is told what is trained on, and what is unusual about it.
+        on_weights: is told what was loaded of `weights`, adapted and new.
 
     Raises:
         DedetrError: see the classes of `core.errors`; nothing is made of a run that cannot begin.
     """
-    from core.assembly import assemble
     from core.device import choose_device
-    from core.trainer.inputs import make_datasets, read_training_inputs
+    from core.processes import join_processes
     from core.trainer.loop import train as run_loop
+
+    refuse_contradictions(resume=resume, weights=weights, overwrite=overwrite)
+    wanted = choose_device(config.run.device)
+    with join_processes(wanted) as processes:
+        if processes.is_main:
+            check_run_folder(out, resume=resume, overwrite=overwrite)
+        else:
+            on_note, on_weights = say_nothing, None
+        run = prepare_run(
+            config,
+            wanted,
+            weights=weights,
+            trust=trust,
+            load_backbone_weights=not resume and weights is None,
+            download=download,
+            processes=processes,
+            num_processes=processes.world_size,
+            on_note=on_note,
+            on_weights=on_weights,
+        )
+        with contextlib.ExitStack() as stack:
+            folder: RunFolder | None = None
+            if processes.is_main:
+                folder = stack.enter_context(_open_folder(out, config.model.name, resume=resume, overwrite=overwrite))
+            return run_loop(
+                run.assembly,
+                run.train_dataset,
+                run.validation,
+                folder,
+                processes.device(wanted),
+                run.inputs.identity,
+                run_path=processes.broadcast(folder.path if folder else None),
+                command=command,
+                reporter=reporter,
+                on_first_checkpoint=(lambda: _mark_latest(folder, on_note)) if folder else None,
+                resume=resume,
+                override=override,
+                processes=processes,
+            )
+
+
+def _open_folder(out: Path | None, model: str, *, resume: bool, overwrite: bool) -> RunFolder:
     from core.trainer.run_folder import RunFolder
 
-    if resume and (weights is not None or overwrite):
-        raise UsageError("--resume goes on with everything of a run", hint="leave out --weights and --overwrite")
-    RunFolder.check_free(out, overwrite=overwrite or resume)
-    config = _with_absolute_paths(config)
-    device = choose_device(config.run.device)
-    _note_unreached_drop(config, on_note)
-    inputs = read_training_inputs(config, on_note)
-    is_fresh = not resume and weights is None
-    assembly = assemble(config, inputs.classes, load_backbone_weights=is_fresh, download=download)
-    if weights is not None:
-        _start_from(assembly, weights, trust=trust, on_note=on_note)
-    train_dataset, validation = make_datasets(inputs, assembly, on_note)
-    folder = (
-        RunFolder.reopen(out or LATEST) if resume else RunFolder.create(out, config.model.name, overwrite=overwrite)
-    )
-    with folder:
-        return run_loop(
-            assembly,
-            train_dataset,
-            validation,
-            folder,
-            device,
-            inputs.identity,
-            command=command,
-            reporter=reporter,
-            on_first_checkpoint=lambda: _mark_latest(folder, on_note),
-            resume=resume,
-            override=override,
-        )
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Return a configuration that means the same data wherever a later command is typed."""
-    data = config.data
-    changes = {"root": str(Path(data.root).absolute())}
-    if data.subset is not None and Path(data.subset).is_file():
-        changes["subset"] = str(Path(data.subset).absolute())
-    return config.model_copy(update={"data": data.model_copy(update=changes)})
+    return RunFolder.reopen(out or LATEST) if resume else RunFolder.create(out, model, overwrite=overwrite)
 
 
 def _mark_latest(folder: RunFolder, on_note: Say) -> None:
@@ -101,21 +110,3 @@ def _mark_latest(folder: RunFolder, on_note: Say) -> None:
         folder.mark_latest(RUNS)
     except MachineError as error:
         on_note(f"{LATEST} was not set: {error}")
-
-
-def _start_from(assembly: Assembly, weights: Path, *, trust: bool, on_note: Say) -> None:
-    """Fill a detector with the weights of another; the head's rows go to the classes of equal name."""
-    from core.models.weights import load_into, read_weights
-    from core.trainer.checkpoint import find_model_file
-
-    names = [category.name for category in assembly.classes]
-    report = load_into(assembly.model, read_weights(find_model_file(weights), trust=trust), names)
-    kept = ", ".join(report.kept_classes) or "none"
-    fresh = ", ".join(report.fresh_classes) or "none"
-    on_note(f"weights of {weights}: {len(report.loaded)} tensors; classes kept: {kept}; new: {fresh}")
-
-
-def _note_unreached_drop(config: Config, on_note: Say) -> None:
-    drop, epochs = config.schedule.lr_drop_epoch, config.schedule.epochs
-    if drop is not None and drop >= epochs:
-        on_note(f"the learning rate drops after epoch {drop}, which {epochs} epochs do not reach")

@@ -5,6 +5,7 @@ Every value keeps its origin, so that an error can say where the bad value stand
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,15 @@ ENVIRONMENT_PREFIX = "DEDETR_"
 _EXCLUSIVE: dict[KeyPath, KeyPath] = {
     ("label_augmentation", "repeat_ratio"): ("label_augmentation", "repeat_time"),
     ("label_augmentation", "repeat_time"): ("label_augmentation", "repeat_ratio"),
+    ("schedule", "lr_drop_epoch"): ("schedule", "lr_drop_step"),
+    ("schedule", "lr_drop_step"): ("schedule", "lr_drop_epoch"),
+    ("schedule", "epochs"): ("schedule", "steps"),
 }
-"""Setting the one clears what lower layers set for the other."""
+"""Setting the one clears what lower layers set for the other (`epochs` cannot be cleared: `steps` goes before it)."""
+
+DEFAULT = "default"
+FROM_SCRATCH = "default, as backbone.weights is null"
+"""Origin of what the schema itself fits to a backbone without pretrained weights."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """One value of a configuration and where it stands."""
+
+    path: KeyPath
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
 class ResolvedConfig:
     """A checked configuration and the origin of every value that is not a default."""
 
     config: Config
     origins: Mapping[KeyPath, str]
+
+    def settings(self) -> list[Setting]:
+        """Return every value with its origin, in the schema's order."""
+        defaults = dict(_leaves(Config().model_dump()))
+        return [
+            Setting(path, value, self.origins.get(path) or (DEFAULT if value == defaults[path] else FROM_SCRATCH))
+            for path, value in _leaves(self.config.model_dump())
+        ]
 
 
 def file_layer(path: Path) -> Layer:
@@ -91,6 +116,15 @@ def items_layer(items: Mapping[KeyPath, Any], origins: Mapping[KeyPath, str], or
     for path, value in items.items():
         _put(values, path, value)
     return Layer(values, origin, origins)
+
+
+def highest_value(layers: Sequence[Layer], path: KeyPath) -> Any:
+    """Return the value that will hold, before it is checked: that of the highest layer with one, or the default."""
+    for layer in reversed(layers):
+        leaves = dict(_leaves(layer.values))
+        if path in leaves:
+            return leaves[path]
+    return dict(_leaves(Config().model_dump()))[path]
 
 
 def resolve(layers: Sequence[Layer], model_defaults: Callable[[str], Mapping[str, Any]]) -> ResolvedConfig:
@@ -148,6 +182,7 @@ def _merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[KeyPath, str]]
             other = _EXCLUSIVE.get(path)
             if other and value is not None and other in origins:
                 _put(merged, other, None)
+                origins[other] = layer.where(path)
         for path, value in leaves:
             _put(merged, path, value)
             origins[path] = layer.where(path)
@@ -185,7 +220,7 @@ def _usage_error(error: ValidationError, origins: Mapping[KeyPath, str]) -> Usag
             reason = detail["msg"].removeprefix("Value error, ")
             text = f"{'.'.join(path)}: {reason[:1].lower()}{reason[1:]}{shown}"
         lines.append(text)
-        places.append(_place(path, origins))
+        places.append(_place(path, text, origins))
     hint = hint or "core/config/schema.py lists every key with its type and range"
     known = [place for place in dict.fromkeys(places) if place]
     if len(lines) == 1 or len(known) == 1:
@@ -194,11 +229,17 @@ def _usage_error(error: ValidationError, origins: Mapping[KeyPath, str]) -> Usag
     return UsageError("; ".join(shown_lines), where="configuration", hint=hint)
 
 
-def _place(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
-    """Return the origin of a value, or of the first value below it."""
-    if path in origins:
-        return origins[path]
-    return next((origin for key, origin in reversed(list(origins.items())) if key[: len(path)] == path), "")
+def _place(path: KeyPath, text: str, origins: Mapping[KeyPath, str]) -> str:
+    """Return where a bad value stands.
+
+    An entry of a list stands where the list does; a section where those of its values do that the message names.
+    """
+    for length in range(len(path), 1, -1):
+        if path[:length] in origins:
+            return origins[path[:length]]
+    below = {key: origin for key, origin in origins.items() if key[: len(path)] == path}
+    named = [origin for key, origin in below.items() if re.search(rf"\b{re.escape(key[-1])}\b", text)]
+    return ", ".join(dict.fromkeys(named or [*below.values()][-1:]))
 
 
 def _keys_of(path: KeyPath) -> list[str]:

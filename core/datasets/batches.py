@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -83,44 +84,79 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Which images, as (epoch, index), make which batch of an epoch.
+    """Which images, as (epoch, index), make which micro-batch of an epoch.
 
-    The order is a permutation drawn from (seed, epoch). The last incomplete batch is left out, unless there
-    are fewer images than one batch. With several processes the batches are formed first; then each round of
-    `world_size` consecutive batches goes to the ranks in turn and a last incomplete round is left out, so that
-    all ranks take equally many steps and R ranks see in one step what one process sees in R.
+    The order is a permutation drawn from (seed, epoch), cut into batches; the last incomplete one is left out, unless
+    there are fewer images than one batch. The batch of a step is cut into as equal parts as can be, one for each
+    micro-batch of each process: however many there are, all of them together see the same images in the same step.
+
+    With `repeat` every image comes that often in an epoch, each time as if in an epoch of its own, so that its
+    augmentation differs.
+
+    Args:
+        num_images: in the training set.
+        batch_size: images of a step, over all processes.
+        seed: of the order.
+        rank: of this process.
+        world_size: number of processes.
+        accumulate: micro-batches of each process in a step.
+        repeat: how often each image comes in an epoch.
 
     Raises:
-        UsageError: there are no images, or fewer batches than processes.
+        UsageError: there are no images, or fewer in a batch than parts to cut it into.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        repeat: int = 1,
+    ) -> None:
+        if num_images == 0:
+            raise UsageError("there is no image to train on", where="data.subset", hint="choose a larger subset")
         self.num_images = num_images
-        self.batch_size = min(batch_size, num_images)
+        self.repeat = repeat
+        self.batch_size = min(batch_size, num_images * repeat)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.accumulate = accumulate
         self.epoch = 0
-        self.start_batch = 0
-        if num_images == 0:
-            raise UsageError("there is no image to train on", where="data.subset", hint="choose a larger subset")
-        self.num_batches = num_images // self.batch_size // world_size
-        if self.num_batches == 0:
+        self.start_step = 0
+        self.num_steps = num_images * repeat // self.batch_size
+        num_parts = world_size * accumulate
+        if self.batch_size < num_parts:
+            few = f"{num_images} images" if self.batch_size < batch_size else f"a batch of {batch_size}"
             raise UsageError(
-                f"{num_images} images in batches of {batch_size} are too few for {world_size} processes",
+                f"{few} cannot be shared by {world_size} processes with {accumulate} micro-batches each",
                 where="data.batch_size",
-                hint=f"set it to {num_images // world_size}" if num_images >= world_size else "use fewer processes",
+                hint="use fewer processes or micro-batches"
+                if self.batch_size < batch_size
+                else f"--batch-size {num_parts} or more",
             )
 
     def __len__(self) -> int:
-        return self.num_batches
+        return (self.num_steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = derived_generator("order", self.seed, self.epoch)
-        order = torch.randperm(self.num_images, generator=generator).tolist()
-        for step in range(self.start_batch, self.num_batches):
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield [(self.epoch, index) for index in order[first : first + self.batch_size]]
+        order = torch.randperm(self.num_images * self.repeat, generator=generator).tolist()
+        for step in range(self.start_step, self.num_steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for micro in range(self.accumulate):
+                yield [self._key(place) for place in self._part(batch, micro * self.world_size + self.rank)]
+
+    def _part(self, batch: list[int], number: int) -> list[int]:
+        num_parts = self.world_size * self.accumulate
+        return batch[number * len(batch) // num_parts : (number + 1) * len(batch) // num_parts]
+
+    def _key(self, place: int) -> tuple[int, int]:
+        copy, index = divmod(place, self.num_images)
+        return self.epoch * self.repeat + copy, index
 
 
 class EvalBatches(Sampler[list[tuple[int, int]]]):
@@ -263,14 +299,15 @@ class TrainLoader(_Loader):
 
     Args:
         dataset: what to train on.
-        config: `batch_size` and `num_workers` are used.
+        config: `batch_size`, `sample_repeat` and `num_workers` are used.
         seed: of the order; the augmentation has the data set's own.
+        accumulate: micro-batches of this process in a step.
         rank: of this process.
-        world_size: number of processes; `batch_size` is that of each.
+        world_size: number of processes.
         pin_memory: put batches into page-locked memory, for CUDA.
 
     Raises:
-        UsageError: there are no images, or fewer batches than processes.
+        UsageError: there are no images, or fewer in a batch than processes and micro-batches.
     """
 
     def __init__(
@@ -279,27 +316,32 @@ class TrainLoader(_Loader):
         config: DataConfig,
         *,
         seed: int,
+        accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        self._batches = TrainBatches(len(dataset), config.batch_size, seed, rank, world_size)
+        self._batches = TrainBatches(
+            len(dataset), config.batch_size, seed, rank, world_size, accumulate, config.sample_repeat
+        )
         super().__init__(dataset, self._batches, num_workers=config.num_workers, pin_memory=pin_memory)
 
     def __len__(self) -> int:
-        """Number of batches of a whole epoch on this rank."""
-        return len(self._batches)
+        """Number of steps of a whole epoch."""
+        return self._batches.num_steps
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch (0, 1, ...), from `start_batch` on where a run resumes.
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
+        """Yield this process's micro-batches of each step of an epoch (0, 1, ...), from a step on where a run resumes.
 
         Raises:
             DataError: an image cannot be read.
             MachineError: a data worker died.
         """
         self._batches.epoch = epoch
-        self._batches.start_batch = start_batch
-        return self._iterate()
+        self._batches.start_step = start_step
+        micro_batches = self._iterate()
+        while step := list(itertools.islice(micro_batches, self._batches.accumulate)):
+            yield step
 
 
 class EvalLoader(_Loader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,11 @@ class CocoEvaluator:
         self.classes = tuple(classes)
         self._image_ids = {image.id for image in annotations.images}
         self._detections: dict[int, Detections] = {}
+
+    @property
+    def detections(self) -> Mapping[int, Detections]:
+        """What was added, by image id."""
+        return self._detections
 
     def add(self, image_id: int, detections: Detections) -> None:
         """Take the detections of one image, in pixels of the original image.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.datasets.batches import Batch
 from core.evaluation.coco import CocoEvaluator, EvaluationResult
+from core.processes import ALONE, Processes
 from core.structures import Detections, ModelOutput
 
 PostprocessFunction = Callable[[ModelOutput, Tensor], "list[Detections]"]
@@ -67,15 +68,33 @@ def evaluate(
     evaluator: CocoEvaluator,
     device: torch.device,
     on_batch: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> EvaluationResult:
-    """Run the model over a split and score it; arguments as of `collect_detections`.
+    """Run the model over a split and score it.
 
-    Several processes call `collect_detections` each on their own batches instead, and one of them adds all
-    that was collected to the evaluator.
+    Args:
+        model: as in `collect_detections`, like all but the two below.
+        postprocess: likewise.
+        batches: each image in one process only.
+        evaluator: takes what the main process has gathered.
+        device: where the model is.
+        on_batch: likewise.
+        processes: that share the work.
+
+    Returns:
+        The same numbers in all processes.
 
     Raises:
         ValueError: an image of the split came twice or not at all.
     """
-    for image_id, detections in collect_detections(model, postprocess, batches, device, on_batch).items():
-        evaluator.add(image_id, detections)
-    return evaluator.compute()
+    result: EvaluationResult | None = None
+    gathered = processes.gather(collect_detections(model, postprocess, batches, device, on_batch))
+    for collected in gathered or ():
+        for image_id, detections in collected.items():
+            evaluator.add(image_id, detections)
+    if gathered is not None:
+        result = evaluator.compute()
+    result = processes.broadcast(result)
+    if result is None:
+        raise ValueError("the main process has scored nothing")
+    return result

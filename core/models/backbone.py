@@ -10,15 +10,29 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from core.config.schema import BackboneConfig
 from core.errors import UsageError, nearest
 from core.models.backbone_weights import load_torchvision_weights
+from core.models.freezing import Freezable
+
+
+class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
+    """Batch norm as a fixed scale and shift, which keeps features in half precision under autocast."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W) in the same dtype."""
+        if features.dtype == self.weight.dtype:
+            scaled: Tensor = super().forward(features)
+            return scaled
+        return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
 
 _NORMS: dict[str, Callable[..., nn.Module]] = {
-    "frozen_batch_norm": FrozenBatchNorm2d,
+    "frozen_batch_norm": FrozenBatchNorm,
     "batch_norm": nn.BatchNorm2d,
     "group_norm": partial(nn.GroupNorm, 32),
 }
@@ -30,7 +44,7 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-class Backbone(nn.Module):
+class Backbone(Freezable):
     """Makes feature maps of images.
 
     Args:
@@ -52,24 +66,10 @@ class Backbone(nn.Module):
         self.strides = strides
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
-        self._frozen: list[nn.Module] = []
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> per level (B, C, H / stride, W / stride), rounded as the network does; the finest first."""
-
-    def freeze(self, module: nn.Module) -> None:
-        """Keep a part as it is: no gradients, and evaluation mode (statistics, dropout) for good."""
-        module.requires_grad_(False)
-        module.eval()
-        self._frozen.append(module)
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Set the mode of all parts that are not frozen."""
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
 
 
 class ResNetBackbone(Backbone):

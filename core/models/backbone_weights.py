@@ -55,8 +55,16 @@ def fetch(url: str, file: Path) -> None:
         raise MachineError(f"cannot download {url}: {error}", where=str(file), hint="check the network") from error
 
 
-def _cached_file(name: str, weights: str, *, download: bool) -> Path:
-    """Return the file of named weights in torch's cache."""
+def find_named_weights(name: str, weights: str) -> tuple[Path, str]:
+    """Return where named weights are in torch's cache, whether they are there or not, and where they come from.
+
+    Args:
+        name: of the network at torchvision.
+        weights: torchvision's name of them.
+
+    Raises:
+        UsageError: torchvision has no weights of this name.
+    """
     known: dict[str, Any] = {}
     if name in torchvision.models.list_models():
         known = dict(torchvision.models.get_model_weights(name).__members__)
@@ -67,7 +75,12 @@ def _cached_file(name: str, weights: str, *, download: bool) -> Path:
             hint=f"{nearest(weights, known)} or give a file" if known else "give a file, or null to train from scratch",
         )
     url: str = known[weights].url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1], url
+
+
+def _cached_file(name: str, weights: str, *, download: bool) -> Path:
+    """Return the file of named weights in torch's cache."""
+    file, url = find_named_weights(name, weights)
     if not file.is_file():
         if not download:
             raise MachineError(

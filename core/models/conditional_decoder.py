@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.config.schema import ModelConfig
 from core.models.decoder import Decoder, Reference
 from core.models.encoder import EncodedImages
-from core.models.layers import MLP, ProjectedAttention, TransformerLayer, init_xavier
+from core.models.layers import MLP, ExactMLP, ProjectedAttention, TransformerLayer, init_xavier
 from core.models.position import embed_points
 from core.models.specs import ModelSpec
 from core.ops.boxes import inverse_sigmoid
@@ -137,7 +137,7 @@ class ConditionalDecoder(Decoder):
         dim = config.hidden_dim
         self.hidden_dim = dim
         self.query_scale = MLP(dim, dim, dim)
-        self.ref_point_head = MLP(dim, dim, 2)
+        self.ref_point_head = ExactMLP(dim, dim, 2)
         for module in (self.layers, self.query_scale, self.ref_point_head):
             init_xavier(module)
         for layer in layers:

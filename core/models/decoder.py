@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from core.config.schema import ModelConfig
 from core.models.encoder import EncodedImages
-from core.models.layers import MLP
+from core.models.layers import ExactMLP
 from core.models.specs import DecoderFamily, ModelSpec
 from core.ops.boxes import cxcywh_to_xyxy, inverse_sigmoid, norm_to_px
 from core.structures import ModelOutput
@@ -116,11 +116,11 @@ class Decoder(nn.Module):
         return ModelOutput(torch.stack(all_logits), torch.stack(all_boxes))
 
 
-def _build_heads(config: ModelConfig, spec: ModelSpec, num_classes: int) -> tuple[nn.Linear, MLP]:
+def _build_heads(config: ModelConfig, spec: ModelSpec, num_classes: int) -> tuple[nn.Linear, ExactMLP]:
     """Return the class and box head as they start; the original DETR alone keeps PyTorch's initialisation."""
     is_softmax = spec.family is DecoderFamily.DETR
     class_head = nn.Linear(config.hidden_dim, num_classes + 1 if is_softmax else num_classes)
-    box_head = MLP(config.hidden_dim, config.hidden_dim, config.hidden_dim, 4)
+    box_head = ExactMLP(config.hidden_dim, config.hidden_dim, config.hidden_dim, 4)
     if spec.is_sparse or not is_softmax:
         prior = 0.01
         nn.init.constant_(class_head.bias, -math.log((1 - prior) / prior))

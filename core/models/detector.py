@@ -12,6 +12,7 @@ from core.models.conditional_decoder import ConditionalDecoder
 from core.models.decoder import Decoder
 from core.models.detr_decoder import DetrDecoder
 from core.models.encoder import EncodedImages, Encoder
+from core.models.freezing import Freezable
 from core.models.position import LearnedPositionEmbedding, SinePositionEmbedding
 from core.models.specs import DecoderFamily, ModelSpec, get_spec
 from core.ops.absorbed_attention import AbsorbedSparseAttention
@@ -22,7 +23,7 @@ from core.structures import ImageBatch, ModelOutput
 _NORM_GROUPS = 32
 
 
-class Detector(nn.Module):
+class Detector(Freezable):
     """A detection transformer: images in, classes and boxes of every decoder layer out.
 
     Args:

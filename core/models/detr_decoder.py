@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from core.config.schema import ModelConfig
 from core.models.decoder import Decoder, Reference
 from core.models.encoder import EncodedImages
-from core.models.layers import MLP, TransformerLayer, init_xavier
+from core.models.layers import ExactMLP, TransformerLayer, init_xavier
 from core.models.specs import ModelSpec
 from core.ops.roi_pool import FeaturePyramid
 from core.ops.sparse_attention import Affine, KeyValueProjection, SparseAttention
@@ -86,7 +86,7 @@ class DetrDecoder(Decoder):
         layers = [DetrDecoderLayer(config, sparse_attention) for _ in range(config.num_decoder_layers)]
         super().__init__(config, spec, num_classes, list(layers))
         dim = config.hidden_dim
-        self.ref_point_head = MLP(dim, dim, config.reference_dim) if spec.is_sparse else None
+        self.ref_point_head = ExactMLP(dim, dim, config.reference_dim) if spec.is_sparse else None
         init_xavier(self.layers)
 
     def first_reference(self, query_pos: Tensor) -> Reference:

@@ -38,6 +38,15 @@ class MLP(nn.Module):
         return output
 
 
+class ExactMLP(MLP):
+    """An `MLP` that autocast leaves alone: half precision cannot tell neighbouring pixels of an image apart."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., dims[0]) -> (..., dims[-1]) in the dtype of the weights."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return super().forward(tokens.to(self.last.weight.dtype))
+
+
 class TransformerLayer(nn.Module):
     """What the layers of encoder and decoders share: residual branches and the feed-forward block."""
 

@@ -150,9 +150,16 @@ def reference_model_config(args: Mapping[str, Any], state: Mapping[str, Tensor])
 def reference_backbone_config(args: Mapping[str, Any]) -> BackboneConfig:
     """Return the backbone of a reference checkpoint; its weights are in the checkpoint.
 
-    With dilation (DC5) the reference crops RoIs as if the last stride were 32; ours takes the real one, 16.
+    The reference always freezes batch norm and the stem. With dilation (DC5) it crops RoIs as if the last stride were
+    32; ours takes the real one, 16.
     """
-    settings = {"name": args.get("backbone", "resnet50"), "weights": None, "dilation": args.get("dilation", False)}
+    settings = {
+        "name": args.get("backbone", "resnet50"),
+        "weights": None,
+        "norm": "frozen_batch_norm",
+        "freeze_stem": True,
+        "dilation": args.get("dilation", False),
+    }
     return _validated(BackboneConfig, settings)
 
 

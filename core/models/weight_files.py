@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.errors import CheckpointError
 
-_MAX_KEYS_SHOWN = 6
+_MAX_NAMES_SHOWN = 6
 
 
 def read_weight_file(path: Path, *, trust: bool = False, can_trust: bool = False) -> Any:
@@ -78,6 +78,25 @@ def _is_state(candidate: Mapping[Any, Any]) -> bool:
 
 
 @dataclass(frozen=True)
+class PartReport:
+    """How a part of a model was loaded.
+
+    Attributes:
+        name: how the part's keys begin.
+        num_loaded: tensors loaded as they are.
+        num_adapted: tensors that were cut, extended or put together anew.
+        taken: what of those is from the file, in words; None where nothing was adapted.
+        fresh: what of those is as initialised, in words; None where nothing is.
+    """
+
+    name: str
+    num_loaded: int
+    num_adapted: int
+    taken: str | None
+    fresh: str | None
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """How a state fits a module.
 
@@ -88,6 +107,7 @@ class LoadReport:
         mismatched: keys of both, with the shape in the state and in the module.
         kept_classes: names whose class-head rows were taken over; empty where the whole head was.
         fresh_classes: names whose class-head rows start anew.
+        parts: of a detector, in its order; empty for other modules.
     """
 
     loaded: tuple[str, ...] = ()
@@ -96,6 +116,7 @@ class LoadReport:
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None
     kept_classes: tuple[str, ...] = ()
     fresh_classes: tuple[str, ...] = ()
+    parts: tuple[PartReport, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -109,12 +130,13 @@ class LoadReport:
             for key, (given, wanted) in (self.mismatched or {}).items()
         ]
         groups = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": shapes}
-        return "; ".join(f"{len(keys)} {name}: {_shorten(keys)}" for name, keys in groups.items() if keys)
+        return "; ".join(f"{len(keys)} {name}: {shorten(keys)}" for name, keys in groups.items() if keys)
 
 
-def _shorten(keys: Sequence[str]) -> str:
-    shown = ", ".join(keys[:_MAX_KEYS_SHOWN])
-    return shown if len(keys) <= _MAX_KEYS_SHOWN else f"{shown}, and {len(keys) - _MAX_KEYS_SHOWN} more"
+def shorten(names: Sequence[str]) -> str:
+    """Join names by commas, the first few alone where they are many."""
+    shown = ", ".join(names[:_MAX_NAMES_SHOWN])
+    return shown if len(names) <= _MAX_NAMES_SHOWN else f"{shown}, and {len(names) - _MAX_NAMES_SHOWN} more"
 
 
 def compare_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:

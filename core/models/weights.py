@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core.annotations.records import Category
 from core.errors import CheckpointError
+from core.models.adaptation import CLASS_HEADS, QUERIES, Adaptation, adapt, differs_in_rows_alone, part_reports
 from core.models.detector import Detector
 from core.models.reference_keys import (
     from_reference_state,
@@ -21,7 +22,6 @@ from core.models.reference_keys import (
     reference_num_classes,
     share_heads,
 )
-from core.models.specs import DecoderFamily
 from core.models.weight_files import LoadReport, compare_state, find_state, load_exactly, read_weight_file
 
 FORMAT = "dedetr"
@@ -104,17 +104,26 @@ def _read_ours(content: Mapping[str, Any], path: Path) -> LoadedWeights:
     try:
         classes = tuple(Category(int(entry["id"]), str(entry["name"])) for entry in content["classes"])
         config = dict(content["config"])
-        state = content["model"]
+        state = find_state(content["model"], path)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"is damaged: {error!r}", where=str(path), hint="save the file again") from error
+    _check_head(state, len(classes), path)
     return LoadedWeights(
         path=path,
-        state=find_state(state, path),
+        state=state,
         classes=classes,
         config=config,
         is_reference=False,
         reference_args={},
     )
+
+
+def _check_head(state: Mapping[str, Tensor], num_classes: int, path: Path) -> None:
+    for key, tensor in state.items():
+        # With "no object" there is one row more.
+        if key.startswith(CLASS_HEADS) and tuple(tensor.shape[:1]) not in ((num_classes,), (num_classes + 1,)):
+            message = f"is damaged: it names {num_classes} classes, but the shape of '{key}' is {list(tensor.shape)}"
+            raise CheckpointError(message, where=str(path), hint="save the file again")
 
 
 def load_into(detector: Detector, weights: LoadedWeights, class_names: Sequence[str] | None = None) -> LoadReport:
@@ -123,9 +132,8 @@ def load_into(detector: Detector, weights: LoadedWeights, class_names: Sequence[
     Args:
         detector: of the architecture that the weights are of.
         weights: from `read_weights`.
-        class_names: of the detector, to fine-tune on other classes than the weights know: their class head's
-            rows go to the classes of equal name, and the other classes keep the rows that they have. None
-            loads the head as it is.
+        class_names: of the detector by label, to fine-tune: queries and class heads are adapted to it, see
+            `core.models.adaptation.adapt`. None loads everything as it is.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape; all are named.
@@ -135,42 +143,33 @@ def load_into(detector: Detector, weights: LoadedWeights, class_names: Sequence[
         state = from_reference_state(state)
         if not detector.decoder.refines_boxes:
             state = share_heads(state)
-    kept: list[str] = []
+    adaptation = Adaptation(state)
     if class_names is not None:
-        known = weights.classes
-        if weights.is_reference:
-            known = reference_classes(reference_num_classes(weights.state, detector.spec.family))
-        state, kept = _fit_class_head(detector, state, known, class_names)
-    report = load_exactly(detector, state, where=str(weights.path), hint=_hint_of(detector, state))
-    fresh = [name for name in class_names or () if name not in kept]
-    return replace(report, kept_classes=tuple(kept), fresh_classes=tuple(fresh))
+        adaptation = adapt(detector, state, _known_names(detector, weights), class_names)
+    hint = _hint_of(detector, adaptation.state)
+    report = load_exactly(detector, adaptation.state, where=str(weights.path), hint=hint)
+    return replace(
+        report,
+        kept_classes=adaptation.kept_classes,
+        fresh_classes=adaptation.fresh_classes,
+        parts=part_reports(report.loaded, adaptation.changes),
+    )
 
 
-def _fit_class_head(
-    detector: Detector, state: Mapping[str, Tensor], known: Sequence[Category] | None, class_names: Sequence[str]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the state with a class head for `class_names`, and the names whose rows it brings along."""
-    rows = {category.name: row for row, category in enumerate(known or ())}
-    kept = [name for name in class_names if name in rows]
-    fitted = dict(state)
-    for key, present in detector.state_dict().items():
-        given = state.get(key)
-        if not key.startswith("decoder.class_embed.") or given is None or given.shape[1:] != present.shape[1:]:
-            continue
-        head = present.clone()
-        for row, name in enumerate(class_names):
-            if name in rows:
-                head[row] = given[rows[name]]
-        if detector.spec.family is DecoderFamily.DETR:
-            head[-1] = given[-1]  # "no object"
-        fitted[key] = head
-    return fitted, kept
+def _known_names(detector: Detector, weights: LoadedWeights) -> list[str]:
+    """Return the names of the weights' classes by label; none where the file does not say."""
+    known = weights.classes
+    if weights.is_reference:
+        known = reference_classes(reference_num_classes(weights.state, detector.spec.family))
+    return [category.name for category in known or ()]
 
 
 def _hint_of(detector: Detector, state: Mapping[str, Tensor]) -> str | None:
     mismatched = compare_state(detector, state).mismatched or {}
-    if any(key.startswith("decoder.class_embed.") for key in mismatched):
+    wanted = detector.state_dict()
+    other_rows = [key for key in mismatched if differs_in_rows_alone(state[key], wanted[key])]
+    if any(key.startswith(CLASS_HEADS) for key in other_rows):
         return "the weights are for another number of classes; train from them by --weights, which adapts the head"
-    if "query_embed.weight" in mismatched:
-        return f"set model.num_queries={len(state['query_embed.weight'])}"
+    if QUERIES in other_rows:
+        return f"set model.num_queries={len(state[QUERIES])}"
     return "build the model that the weights were trained with (--model, model.*, backbone.name)"

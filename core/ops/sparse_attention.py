@@ -111,17 +111,48 @@ class PlainSparseAttention:
         dropout: float = 0.0,
     ) -> Tensor:
         """See `SparseAttention`."""
-        num_heads = content_query.shape[2]
         tokens, positions = pool_roi_tokens(pyramid, boxes_xyxy_px, self.resolution, self.roi_backend)
+        weights = attention_weights(content_query, position_query, tokens, positions, projection, scale=scale)
+        values = _split_heads(projection.value(tokens), content_query.shape[2])
+        return torch.einsum("bqhn,bqnhc->bqhc", F.dropout(weights, dropout), values).flatten(2)
 
-        def dot(query: Tensor, keys: Tensor) -> Tensor:
-            return torch.einsum("bqhc,bqnhc->bqhn", query, torch.unflatten(keys, -1, (num_heads, -1)))
 
-        if projection.position_key is None or position_query is None:
-            logits = dot(content_query, projection.content_key(tokens + positions))
-        else:
-            logits = dot(content_query, projection.content_key(tokens))
-            logits = logits + dot(position_query, projection.position_key(positions))
-        weights = F.dropout((scale * logits).softmax(dim=-1), dropout)
-        values = torch.unflatten(projection.value(tokens), -1, (num_heads, -1))
-        return torch.einsum("bqhn,bqnhc->bqhc", weights, values).flatten(2)
+def attention_weights(
+    content_query: Tensor,
+    position_query: Tensor | None,
+    tokens: Tensor,
+    positions: Tensor,
+    projection: KeyValueProjection,
+    *,
+    scale: float,
+) -> Tensor:
+    """Return how each head of a query divides its attention among the query's RoI tokens; see `SparseAttention`.
+
+    Args:
+        content_query: (B, Q, h, D/h), projected.
+        position_query: (B, Q, h, D/h), projected; given if and only if `projection.position_key` is.
+        tokens: (B, Q, N, D), as `pool_roi_tokens` returns them.
+        positions: (B, Q, N, D), likewise.
+        projection: of keys.
+        scale: of the logits.
+
+    Returns:
+        (B, Q, h, N), at least 0 and summing to one over N; nothing is dropped.
+    """
+    num_heads = content_query.shape[2]
+
+    def dot(query: Tensor, keys: Tensor) -> Tensor:
+        return torch.einsum("bqhc,bqnhc->bqhn", query, _split_heads(keys, num_heads))
+
+    if projection.position_key is None or position_query is None:
+        logits = dot(content_query, projection.content_key(tokens + positions))
+    else:
+        logits = dot(content_query, projection.content_key(tokens))
+        logits = logits + dot(position_query, projection.position_key(positions))
+    return (scale * logits).softmax(dim=-1)
+
+
+def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """(..., D) -> (..., h, D/h)."""
+    heads: Tensor = torch.unflatten(tokens, -1, (num_heads, -1))
+    return heads

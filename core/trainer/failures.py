@@ -42,7 +42,9 @@ def non_finite_terms(loss: float, terms: Mapping[str, float]) -> list[str]:
     return found or [f"the total is {loss}"]
 
 
-def diverged(reason: str, *, step: int, batch: Batch, model: torch.nn.Module, folder: Path) -> DivergedError:
+def diverged(
+    reason: str, *, step: int, batch: Batch, model: torch.nn.Module, folder: Path, rank: int = 0
+) -> DivergedError:
     """Return the error of a run whose numbers are no longer finite; keep batch and weights to replay the step.
 
     Args:
@@ -50,9 +52,11 @@ def diverged(reason: str, *, step: int, batch: Batch, model: torch.nn.Module, fo
         step: number of the step that was not made, from 1.
         batch: what the model saw.
         model: as it was before the step.
-        folder: `step-N.pt` is written there, readable by `torch.load(weights_only=True)`.
+        folder: `step-N.pt` (with the rank behind it, unless 0) is written there, readable by
+            `torch.load(weights_only=True)`.
+        rank: of this process.
     """
-    path = folder / f"step-{step:08d}.pt"
+    path = folder / (f"step-{step:08d}.pt" if rank == 0 else f"step-{step:08d}-rank-{rank}.pt")
     content: dict[str, Any] = {
         "model": model.state_dict(),
         "image_ids": list(batch.image_ids),

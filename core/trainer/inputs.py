@@ -42,12 +42,13 @@ class TrainingInputs:
     identity: DatasetIdentity
 
 
-def read_training_inputs(config: Config, say: Say) -> TrainingInputs:
+def read_training_inputs(config: Config, say: Say, *, check_files: bool = True) -> TrainingInputs:
     """Read and check the annotations and the images' headers.
 
     Args:
         config: names the data set and the subset, and has the number of queries.
         say: is told what is trained on, and what is unusual about it.
+        check_files: whether to look at the images' headers: of several processes one does.
 
     Raises:
         DataError: the data set is missing or has a fault.
@@ -76,15 +77,24 @@ def read_training_inputs(config: Config, say: Say) -> TrainingInputs:
     else:
         say("the data set has no val split: nothing is evaluated")
     _check_queries(train, config, say)
-    check_images("train", train, dataset.splits["train"].image_root)
-    if val is not None:
+    if check_files:
+        check_images("train", train, dataset.splits["train"].image_root)
+    if check_files and val is not None:
         check_images("val", val, dataset.splits["val"].image_root)
     identity = DatasetIdentity(dataset.name, {split: sha256_of(file) for split, file in files.items()})
     return TrainingInputs(dataset, dataset.classes, train, val, identity)
 
 
-def make_datasets(inputs: TrainingInputs, assembly: Assembly, say: Say) -> tuple[DetectionDataset, Validation | None]:
-    """Make the data sets, and replay a sample of each one's ground truth; `say` is told what limits its score.
+def make_datasets(
+    inputs: TrainingInputs, assembly: Assembly, say: Say, *, replay: bool = True
+) -> tuple[DetectionDataset, Validation | None]:
+    """Make the data sets, and replay a sample of each one's ground truth.
+
+    Args:
+        inputs: what they hold.
+        assembly: has the transforms.
+        say: is told what limits their score.
+        replay: whether to replay: of several processes one does.
 
     Raises:
         DataError: the ground truth itself does not score an AP of 0.99: ids, names or box formats are wrong.
@@ -98,16 +108,23 @@ def make_datasets(inputs: TrainingInputs, assembly: Assembly, say: Say) -> tuple
         seed=seed,
         drop_crowds=True,
     )
-    as_evaluated = DetectionDataset(
-        inputs.train, splits["train"].image_root, inputs.classes, assembly.eval_transform, seed=seed, drop_crowds=True
-    )
-    _note_limits("train", replay_ground_truth(as_evaluated, inputs.train, inputs.classes, split="train"), say)
+    if replay:
+        as_evaluated = DetectionDataset(
+            inputs.train,
+            splits["train"].image_root,
+            inputs.classes,
+            assembly.eval_transform,
+            seed=seed,
+            drop_crowds=True,
+        )
+        _note_limits("train", replay_ground_truth(as_evaluated, inputs.train, inputs.classes, split="train"), say)
     if inputs.val is None:
         return train, None
     val = DetectionDataset(
         inputs.val, splits["val"].image_root, inputs.classes, assembly.eval_transform, seed=seed, drop_crowds=False
     )
-    _note_limits("val", replay_ground_truth(val, inputs.val, inputs.classes, split="val"), say)
+    if replay:
+        _note_limits("val", replay_ground_truth(val, inputs.val, inputs.classes, split="val"), say)
     return train, Validation(val, inputs.val)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,30 @@ import torch
 
 from core.annotations.records import AnnotationSet
 from core.assembly import Assembly
-from core.datasets.batches import EvalLoader, TrainLoader, data_worker_errors
+from core.datasets.batches import Batch, EvalLoader, TrainLoader, data_worker_errors
 from core.datasets.dataset import DetectionDataset
 from core.device import place
-from core.errors import CheckpointError, Interrupted
+from core.errors import Interrupted
 from core.evaluation.coco import CocoEvaluator, EvaluationResult
 from core.evaluation.run import evaluate
-from core.models.weights import load_into, pack_weights
-from core.trainer.checkpoint import CheckpointFolder
+from core.processes import ALONE, Processes
 from core.trainer.clock import Clock
+from core.trainer.compilation import compile_model
 from core.trainer.device import reproducible
 from core.trainer.failures import out_of_memory_errors
-from core.trainer.optimizer import load_optimizer_state
-from core.trainer.records import Records
-from core.trainer.reporter import CheckpointSaved, Evaluated, NullReporter, Reporter, RunStarted, StepDone
-from core.trainer.resume import check_same_data, check_same_run
+from core.trainer.journal import Journal
+from core.trainer.loggers import LoggedRun, LoggingReporter, open_writers
+from core.trainer.loggers.pictures import draw_logged_images
+from core.trainer.progress import Progress
+from core.trainer.reporter import (
+    CombinedReporter,
+    Evaluated,
+    NullReporter,
+    PredictionsDrawn,
+    Reporter,
+    RunStarted,
+    StepDone,
+)
 from core.trainer.run_folder import DatasetIdentity, RunFolder
 from core.trainer.signals import StoppedAtOnce, StopSignals
 from core.trainer.state import TrainState
@@ -72,63 +81,90 @@ def train(
     assembly: Assembly,
     train_dataset: DetectionDataset,
     validation: Validation | None,
-    run: RunFolder,
+    run: RunFolder | None,
     device: torch.device,
     dataset: DatasetIdentity,
     *,
+    run_path: Path | None = None,
     command: Sequence[str] = (),
     reporter: Reporter | None = None,
     on_first_checkpoint: Callable[[], None] | None = None,
     resume: bool = False,
     override: bool = False,
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Train a detector, evaluate it as it learns, and keep checkpoints.
 
-    SIGINT, SIGTERM and SIGUSR1 save and stop the run before its next step; a second one stops it at once. On a
-    CPU with the same number of threads, a run that was stopped or killed and resumed ends with the same bits as
-    one that was not.
+    SIGINT, SIGTERM and SIGUSR1 to any of the processes save and stop the run before its next step; a second one stops
+    it at once. On a CPU with the same number of threads, a run that was stopped or killed and resumed ends with the
+    same bits as one that was not.
 
     Args:
         assembly: model, criterion and configuration; the model is moved to the device and trained.
         train_dataset: what to train on.
         validation: what to evaluate on; None: nothing.
-        run: the folder of the run, empty or, to resume, with checkpoints.
+        run: the folder of the run, empty or, to resume, with checkpoints; None in all processes but the main one.
         device: where to train.
         dataset: name and hashes of the data, for the manifest.
+        run_path: where the run's folder is, for processes that have none.
         command: the words of the command line, for the manifest.
-        reporter: is told what happens.
+        reporter: is told what happens, in the main process.
         on_first_checkpoint: called once, when there is something to go on from.
         resume: go on from the newest whole checkpoint.
         override: resume although settings or data differ from the run's.
+        processes: that train it together.
 
     Raises:
-        UsageError: the training set is empty; or settings or data differ from those of the run to resume.
+        UsageError: the training set is empty, or too small for so many processes; settings or data differ from those
+            of the run to resume.
         DataError: an image cannot be read.
         CheckpointError: the run to resume has no whole checkpoint, or is of another model or other classes.
-        MachineError: out of memory, or a checkpoint cannot be saved; the earlier ones are as they were.
+        MachineError: out of memory, a checkpoint cannot be saved (the earlier ones are as they were), or another
+            process is gone.
         DivergedError: a loss is not a finite number; the weights were not updated with it.
         Interrupted: a signal came, and the run was saved.
     """
-    reporter = reporter or NullReporter()
+    if run is None and run_path is None:
+        raise ValueError("a process without a run folder needs to know where it is")
+    path = run.path if run is not None else Path(str(run_path))
+    reporter = reporter if reporter is not None and processes.is_main else NullReporter()
     with (
         reproducible(device),
         StopSignals() as signals,
         data_worker_errors(),
         out_of_memory_errors(assembly.config.data),
     ):
-        trainer = _Trainer(assembly, train_dataset, validation, run, device, dataset, reporter, signals)
-        trainer.on_first_checkpoint = on_first_checkpoint
-        offset = trainer.resume(override=override) if resume else 0
-        run.describe(assembly.config, dataset, device, command)
-        with contextlib.closing(trainer), Records(run.metrics_file, offset) as records:
-            return trainer.run_to_end(records)
+        journal = Journal(run, assembly, processes, reporter, on_first_checkpoint)
+        trainer = _Trainer(assembly, train_dataset, validation, path, device, journal, processes, reporter, signals)
+        offset = 0
+        if resume:
+            offset = trainer.resume(dataset, override=override)
+        else:
+            processes.broadcast_state(assembly.model)
+        if run is not None:
+            run.describe(assembly.config, dataset, device, command, processes.world_size)
+        with journal.open(offset), contextlib.closing(trainer), _loggers(run, trainer) as logging:
+            trainer.reporter = CombinedReporter([reporter, logging])
+            return trainer.run_to_end()
+
+
+def _loggers(run: RunFolder | None, trainer: _Trainer) -> contextlib.closing[LoggingReporter]:
+    """Open the loggers that the configuration names, in the main process."""
+    settings, warn = trainer.config.run, trainer.reporter.warning
+    writers = {}
+    if run is not None and settings.loggers:
+        manifest = run.read_manifest() or {}
+        config = trainer.config.model_dump()
+        logged = LoggedRun(run.path, str(manifest.get("run_id")), trainer.state.step, config)
+        writers = open_writers(settings.loggers, logged, warn)
+    return contextlib.closing(LoggingReporter(writers, settings.log_every, warn))
 
 
 class _Trainer:
-    """A run under way.
+    """A run under way, in one of its processes.
 
-    Between any two calls of the reporter or of `StopSignals.poll`, `state`, weights, moments and records agree, so
-    that the run can be saved there.
+    Between any two calls of the reporter or of `_poll`, `state`, weights, moments and records agree, so that the run
+    can be saved there.
     """
 
     def __init__(
@@ -136,9 +172,10 @@ class _Trainer:
         assembly: Assembly,
         train_dataset: DetectionDataset,
         validation: Validation | None,
-        run: RunFolder,
+        path: Path,
         device: torch.device,
-        dataset: DatasetIdentity,
+        journal: Journal,
+        processes: Processes,
         reporter: Reporter,
         signals: StopSignals,
     ) -> None:
@@ -146,78 +183,61 @@ class _Trainer:
         self.assembly = assembly
         self.config = config
         self.validation = validation
-        self.run = run
+        self.path = path
         self.device = device
-        self.dataset = dataset
+        self.journal = journal
+        self.processes = processes
         self.reporter = reporter
         self.signals = signals
         self.state = TrainState()
         self.clock = Clock()
-        self.checkpoints = CheckpointFolder(run.checkpoints, config.run.keep_checkpoints)
-        pin_memory = device.type == "cuda"
-        self.train_loader = TrainLoader(train_dataset, config.data, seed=config.run.seed, pin_memory=pin_memory)
-        self.eval_loader = EvalLoader(validation.dataset, config.data, pin_memory=pin_memory) if validation else None
+        loading: dict[str, Any] = {
+            "rank": processes.rank, "world_size": processes.world_size, "pin_memory": device.type == "cuda",
+        }  # fmt: skip
+        accumulate = config.optimizer.accumulate
+        self.train_loader = TrainLoader(
+            train_dataset, config.data, seed=config.run.seed, accumulate=accumulate, **loading
+        )
+        self.eval_loader = EvalLoader(validation.dataset, config.data, **loading) if validation else None
+        self.progress = Progress(config.schedule, config.run.eval_every, len(self.train_loader))
         place(assembly.model, device)
-        self.stepper = Stepper(assembly, device, run.path / "diverged")
-        self.on_first_checkpoint: Callable[[], None] | None = None
-        self._saved: TrainState | None = None
+        self.stepper = Stepper(assembly, device, path / "diverged", processes)
+        if config.run.compile:
+            compile_model(assembly.model)
 
-    @property
-    def num_steps(self) -> int:
-        return self.config.schedule.epochs * len(self.train_loader)
-
-    def resume(self, *, override: bool) -> int:
+    def resume(self, dataset: DatasetIdentity, *, override: bool) -> int:
         """Take over the newest whole checkpoint; return the length that the records had then."""
-        self.checkpoints.clean()
-        checkpoint = self.checkpoints.load_newest(self.reporter)
-        check_same_run(checkpoint.weights, self.config, self.assembly.classes, override=override)
-        manifest = self.run.read_manifest()
-        check_same_data(manifest, self.dataset, override=override)
-        load_into(self.assembly.model, checkpoint.weights)
-        try:
-            load_optimizer_state(self.stepper.optimizer, checkpoint.training["optimizer"], self.config.optimizer)
-            self.state = TrainState.from_dict(checkpoint.training["state"])
-            offset = int(checkpoint.training["metrics_bytes"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"does not fit: {str(error).splitlines()[0]}", where=str(checkpoint.folder)
-            ) from error
-        self.checkpoints.restore_pointers(checkpoint.step, self.state.best_step)
-        if self.state.epoch >= self.config.schedule.epochs:
-            self.reporter.warning(f"the run has done all of its {self.state.epoch} epochs; nothing is left to train")
-        num_threads = checkpoint.training.get("num_threads")
-        if self.device.type == "cpu" and num_threads != torch.get_num_threads():
-            self.reporter.warning(
-                f"the run had {num_threads} threads and now has {torch.get_num_threads()}: its numbers may differ"
-                " in the last digits from those of an unbroken run"
-            )
-        self._saved = TrainState.from_dict(self.state.to_dict())
+        self.state, offset = self.journal.resume(self.stepper, dataset, override=override)
+        if self.progress.is_over(self.state):
+            self.reporter.warning(f"the run is over after {self.state.epoch} epochs; nothing is left to train")
         return offset
 
-    def run_to_end(self, records: Records) -> TrainResult:
+    def run_to_end(self) -> TrainResult:
         """Train the epochs that are left."""
-        self.records = records
         self.clock = Clock()
         self._seconds_before = self.state.seconds
         self._announce()
         evaluation: EvaluationResult | None = None
         try:
-            while self.state.epoch < self.config.schedule.epochs:
+            while not self.progress.is_over(self.state):
                 self._train_epoch()
                 evaluation = self._end_epoch()
             if evaluation is None and self.validation:
-                evaluation = self._evaluate()
+                evaluation = self._evaluate(self.validation, self.state.epoch)
         except StoppedAtOnce:
             raise
         except Interrupted as stop:
-            self._save_if_changed()
+            self.state.seconds = self._seconds()
+            self.journal.save_if_changed(self.state, self.stepper)
+            # Whoever ends first makes torchrun end the others, which may still be saving.
+            self.processes.wait()
             raise Interrupted(
-                f"{stop.message} after step {self.state.step} of {self.num_steps}, saved in {self.run.path}",
+                f"{stop.message} after step {self.state.step} of {self.progress.num_steps}, saved in {self.path}",
                 exit_code=stop.exit_code,
-                hint=f"go on with `dedetr train --resume --out {self.run.path}`",
+                hint=f"go on with `dedetr train --resume --out {self.path}`",
             ) from None
         return TrainResult(
-            run_folder=self.run.path,
+            run_folder=self.path,
             evaluation=evaluation,
             best_ap=self.state.best_ap,
             num_epochs=self.state.epoch,
@@ -231,110 +251,126 @@ class _Trainer:
         if self.eval_loader is not None:
             self.eval_loader.close()
 
+    def _poll(self) -> None:
+        self.signals.poll(self.processes)
+
     def _announce(self) -> None:
         self.reporter.run_started(
             RunStarted(
-                run_folder=self.run.path,
+                run_folder=self.path,
                 model=self.assembly.spec.name,
                 device=str(self.device),
+                num_processes=self.processes.world_size,
                 num_train_images=len(self.train_loader.dataset),
                 num_val_images=len(self.validation.dataset) if self.validation else 0,
-                num_epochs=self.config.schedule.epochs,
-                num_steps=self.num_steps,
+                num_epochs=self.progress.num_epochs,
+                num_steps=self.progress.num_steps,
                 first_step=self.state.step,
             )
         )
 
     def _train_epoch(self) -> None:
         """Make the steps of the epoch that are left."""
-        self.signals.poll()
+        self._poll()
         if self.state.batches_done >= len(self.train_loader):
             return
         self.stepper.train()
-        batches = self.train_loader.epoch(self.state.epoch, self.state.batches_done)
-        while True:
+        steps = self.train_loader.epoch(self.state.epoch, self.state.batches_done)
+        while self.state.step < self.progress.num_steps:
             began = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
+            micro_batches = next(steps, None)
+            if micro_batches is None:
                 return
             waited = time.monotonic() - began
-            numbers = self.stepper.step(batch, self.state.step, self.state.epoch)
+            numbers = self.stepper.step(micro_batches, self.state.step, self.state.epoch, self.progress.num_steps)
             self.state.step += 1
             self.state.batches_done += 1
+            self.state.num_skipped += numbers.was_skipped
             self.state.window.add(numbers.loss, numbers.grad_norm, numbers.terms)
-            self.clock.add_step(len(batch), time.monotonic() - began, waited)
+            num_images = self.processes.world_size * sum(len(batch) for batch in micro_batches)
+            self.clock.add_step(num_images, time.monotonic() - began, waited)
             event = self._step_event(numbers)
-            if self.state.step % self.config.run.log_every == 0 or self.state.batches_done == len(self.train_loader):
+            is_last = self.state.batches_done == len(self.train_loader) or self.state.step == self.progress.num_steps
+            if self.state.step % self.config.run.log_every == 0 or is_last:
                 self._record_window(numbers.learning_rate)
             self.reporter.step_done(event)
-            self.signals.poll()
+            self._poll()
 
     def _step_event(self, numbers: StepNumbers) -> StepDone:
-        steps_left = self.num_steps - self.state.step
-        evaluations_left = self._evaluations_until(self.config.schedule.epochs)
-        evaluations_left -= self._evaluations_until(self.state.epoch)
+        steps_left, evaluations_left = self.progress.left(self.state)
         return StepDone(
             epoch=self.state.epoch + 1,
             step=self.state.step,
-            num_steps=self.num_steps,
+            num_steps=self.progress.num_steps,
             learning_rate=numbers.learning_rate,
             loss=numbers.loss,
             terms=numbers.terms,
             grad_norm=numbers.grad_norm,
             images_per_second=self.clock.images_per_second,
             data_wait_share=self.clock.data_wait_share,
-            eta_seconds=self.clock.eta_seconds(steps_left, evaluations_left),
+            eta_seconds=self.clock.eta_seconds(steps_left, evaluations_left if self.validation else 0),
         )
-
-    def _evaluations_until(self, epoch: int) -> int:
-        """Return how many evaluations are due in the first `epoch` epochs."""
-        if self.validation is None:
-            return 0
-        every, epochs = self.config.run.eval_every, self.config.schedule.epochs
-        return epoch // every + int(epoch == epochs and epochs % every > 0)
 
     def _record_window(self, learning_rate: float) -> None:
         line: dict[str, Any] = {"epoch": self.state.epoch + 1, "step": self.state.step, "lr": learning_rate}
         line |= self.state.window.pop_means()
+        if self.config.run.precision == "float16":
+            line["num_skipped"] = self.state.num_skipped
         line["time_images_per_s"] = self.clock.images_per_second
         line["time_data_wait_share"] = self.clock.data_wait_share
-        self.records.write("train", line)
+        self.journal.record("train", line)
         self.clock.reset_window()
 
     def _end_epoch(self) -> EvaluationResult | None:
         """Evaluate and save, as far as it is due."""
-        run, epoch = self.config.run, self.state.epoch + 1
-        is_last = epoch == self.config.schedule.epochs
+        epoch, is_last = self.state.epoch + 1, self.progress.is_last_epoch(self.state)
         evaluation: EvaluationResult | None = None
-        if self.validation and (is_last or epoch % run.eval_every == 0):
-            evaluation = self._evaluate()
+        if self.validation and (is_last or epoch % self.config.run.eval_every == 0):
+            evaluation = self._evaluate(self.validation, epoch)
         self.state.epoch, self.state.batches_done = epoch, 0
         is_best = evaluation is not None and self._record_evaluation(evaluation)
-        if is_best or is_last or epoch % run.checkpoint_every == 0:
-            self._save()
+        stops = not is_last and self.progress.is_over(self.state)
+        if is_best or is_last or stops or epoch % self.config.run.checkpoint_every == 0:
+            self.state.seconds = self._seconds()
+            self.journal.save(self.state, self.stepper)
+        if stops:
+            self.reporter.warning(f"stopped after {self.state.num_worse} evaluations without a better AP")
         return evaluation
 
-    def _evaluate(self) -> EvaluationResult:
-        if self.validation is None or self.eval_loader is None:
-            raise ValueError("there is nothing to evaluate on")
+    def _evaluate(self, validation: Validation, epoch: int) -> EvaluationResult:
         began = time.monotonic()
-        self.reporter.evaluation_started(len(self.eval_loader))
-        evaluator = CocoEvaluator(self.validation.annotations, self.assembly.classes)
+        evaluator = CocoEvaluator(validation.annotations, self.assembly.classes)
         result = evaluate(
-            self.assembly.model,
+            self.stepper.best_model,
             self.assembly.postprocess,
-            self.eval_loader,
+            self._evaluation_batches(),
             evaluator,
             self.device,
-            on_batch=self._after_evaluation_batch,
+            processes=self.processes,
         )
-        self.signals.poll()
+        self._poll()
         self.clock.add_evaluation(time.monotonic() - began)
+        if self.reporter.wants_pictures and self.config.run.num_logged_images:
+            names = [category.name for category in self.assembly.classes]
+            pictures = draw_logged_images(
+                validation.dataset, evaluator.detections, names, self.config.run.num_logged_images
+            )
+            self.reporter.predictions_drawn(PredictionsDrawn(epoch, self.state.step, pictures))
         return result
 
-    def _after_evaluation_batch(self, _num_images: int) -> None:
-        self.signals.poll()
-        self.reporter.evaluation_batch_done()
+    def _evaluation_batches(self) -> Iterator[Batch]:
+        """Yield this process's batches, and poll as often as every other process does, whatever its share is."""
+        if self.eval_loader is None:
+            raise ValueError("there is nothing to evaluate on")
+        num_polls = self.processes.largest(len(self.eval_loader))
+        self.reporter.evaluation_started(num_polls)
+        for batch in self.eval_loader:
+            yield batch
+            self._poll()
+            num_polls -= 1
+            self.reporter.evaluation_batch_done()
+        for _ in range(num_polls):
+            self._poll()
 
     def _record_evaluation(self, evaluation: EvaluationResult) -> bool:
         is_best = self.state.offer(evaluation.stats["AP"])
@@ -348,34 +384,9 @@ class _Trainer:
             "is_best": is_best,
             "per_class": per_class,
         }
-        self.records.write("eval", {**line, "time_minutes": minutes})
+        self.journal.record("eval", {**line, "time_minutes": minutes})
         self.reporter.evaluated(Evaluated(epoch, step, stats, is_best, minutes))
         return is_best
 
     def _seconds(self) -> float:
         return self._seconds_before + self.clock.elapsed
-
-    def _save_if_changed(self) -> None:
-        saved = self._saved
-        here = (self.state.step, self.state.epoch, self.state.batches_done)
-        if saved is None or here != (saved.step, saved.epoch, saved.batches_done):
-            self._save()
-
-    def _save(self) -> None:
-        """Write a checkpoint of this very moment."""
-        self.state.seconds = self._seconds()
-        assembly = self.assembly
-        model = pack_weights(assembly.model.state_dict(), self.config.model_dump(), assembly.classes)
-        training = {
-            "optimizer": self.stepper.optimizer.state_dict(),
-            "state": self.state.to_dict(),
-            "metrics_bytes": self.records.sync(),
-            "num_threads": torch.get_num_threads(),
-        }
-        is_best = self.state.best_step == self.state.step
-        folder = self.checkpoints.save(self.state.step, model, training, is_best=is_best)
-        self._saved = TrainState.from_dict(self.state.to_dict())
-        if self.on_first_checkpoint is not None:
-            self.on_first_checkpoint()
-            self.on_first_checkpoint = None
-        self.reporter.checkpoint_saved(CheckpointSaved(folder, self.state.step, is_best))

@@ -74,13 +74,17 @@ class Records:
             os.fsync(self._stream.fileno())
         return self.offset
 
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
     def __enter__(self) -> Records:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self.close()
 
 
 def _finite(value: Any) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class RunStarted:
     Attributes:
         run_folder: where everything is written.
         model: the model's name.
-        device: as PyTorch writes it, such as `cuda:0`.
+        device: as PyTorch writes it, such as `cuda:0`; that of the main process.
+        num_processes: that train together.
         num_train_images: in the training set.
         num_val_images: 0 without validation.
         num_epochs: of the whole run.
@@ -26,6 +30,7 @@ class RunStarted:
     run_folder: Path
     model: str
     device: str
+    num_processes: int
     num_train_images: int
     num_val_images: int
     num_epochs: int
@@ -82,6 +87,21 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class PredictionsDrawn:
+    """Detections of the evaluation just made were drawn on their images, for reporters that want pictures.
+
+    Attributes:
+        epoch: epochs done.
+        step: steps done.
+        pictures: each with a name that is its own and the same at every evaluation.
+    """
+
+    epoch: int
+    step: int
+    pictures: Sequence[tuple[str, Image.Image]]
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A checkpoint was written.
 
@@ -99,6 +119,10 @@ class CheckpointSaved:
 class Reporter(Protocol):
     """Is told what happens. Called between steps, so it must be quick; what it raises ends the run."""
 
+    @property
+    def wants_pictures(self) -> bool:
+        """Whether pictures are worth drawing; asked before each evaluation's are."""
+
     def run_started(self, event: RunStarted) -> None:
         """Training is about to begin, or to go on."""
 
@@ -114,6 +138,9 @@ class Reporter(Protocol):
     def evaluated(self, event: Evaluated) -> None:
         """The numbers are there."""
 
+    def predictions_drawn(self, event: PredictionsDrawn) -> None:
+        """So are the pictures, if any reporter wants them."""
+
     def checkpoint_saved(self, event: CheckpointSaved) -> None:
         """A checkpoint was written."""
 
@@ -123,6 +150,11 @@ class Reporter(Protocol):
 
 class NullReporter:
     """Says nothing."""
+
+    @property
+    def wants_pictures(self) -> bool:
+        """No."""
+        return False
 
     def run_started(self, event: RunStarted) -> None:
         """Ignore it."""
@@ -139,8 +171,63 @@ class NullReporter:
     def evaluated(self, event: Evaluated) -> None:
         """Ignore it."""
 
+    def predictions_drawn(self, event: PredictionsDrawn) -> None:
+        """Ignore it."""
+
     def checkpoint_saved(self, event: CheckpointSaved) -> None:
         """Ignore it."""
 
     def warning(self, message: str) -> None:
         """Ignore it."""
+
+
+class CombinedReporter:
+    """Tells several reporters, in their order."""
+
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self._reporters = tuple(reporters)
+
+    @property
+    def wants_pictures(self) -> bool:
+        """Whether one of them does."""
+        return any(reporter.wants_pictures for reporter in self._reporters)
+
+    def run_started(self, event: RunStarted) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.run_started(event)
+
+    def step_done(self, event: StepDone) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.step_done(event)
+
+    def evaluation_started(self, num_batches: int) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.evaluation_started(num_batches)
+
+    def evaluation_batch_done(self) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.evaluation_batch_done()
+
+    def evaluated(self, event: Evaluated) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.evaluated(event)
+
+    def predictions_drawn(self, event: PredictionsDrawn) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.predictions_drawn(event)
+
+    def checkpoint_saved(self, event: CheckpointSaved) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.checkpoint_saved(event)
+
+    def warning(self, message: str) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.warning(message)

@@ -20,14 +20,17 @@ import yaml
 
 from core.config.schema import Config
 from core.errors import CheckpointError, MachineError, UsageError
-from core.files import machine_errors, write_atomic, write_json
+from core.files import machine_errors, require_writable_folder, write_atomic, write_json
 from core.trainer.pointers import point_to, pointed_to
 
 if sys.platform != "win32":
     import fcntl
 
 _LOCK = ".lock"
-_WRITTEN_BY_A_RUN = ("config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "eval", "plots", "diverged")
+_WRITTEN_BY_A_RUN = (
+    "config.yaml", "manifest.json", "metrics.jsonl", "metrics.csv", "checkpoints", "eval", "plots", "diverged",
+    "tensorboard", "wandb",
+)  # fmt: skip
 _PACKAGES = ("dedetr", "torch", "torchvision", "numpy", "scipy", "pycocotools", "pillow", "timm")
 
 
@@ -63,15 +66,19 @@ class RunFolder:
 
         Raises:
             UsageError: the folder is not empty.
-            MachineError: it is a file, or cannot be read.
+            MachineError: it is a file, or cannot be read or written.
         """
         if path is None:
+            require_writable_folder(runs_root)
             return
-        path = pointed_to(path) or path
-        if path.exists() and not path.is_dir():
+        with machine_errors(path, "look at the run folder"):
+            path = pointed_to(path) or path
+            is_file = path.exists() and not path.is_dir()
+        if is_file:
             raise MachineError("is a file, not a folder", where=str(path), hint="name another folder with --out")
         if not overwrite:
             _refuse_unless_empty(path)
+        require_writable_folder(path)
 
     @classmethod
     def create(
@@ -137,11 +144,23 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def metrics_table(self) -> Path:
+        """The evaluations among them as a table, see `core.trainer.metrics_table`."""
+        return self.path / "metrics.csv"
+
+    @property
     def checkpoints(self) -> Path:
         """See `core.trainer.checkpoint`."""
         return self.path / "checkpoints"
 
-    def describe(self, config: Config, dataset: DatasetIdentity, device: torch.device, command: Sequence[str]) -> None:
+    def describe(
+        self,
+        config: Config,
+        dataset: DatasetIdentity,
+        device: torch.device,
+        command: Sequence[str],
+        num_processes: int = 1,
+    ) -> None:
         """Write `config.yaml`, and add this session to `manifest.json`.
 
         The manifest names what the numbers depend on besides the configuration: versions, device, thread count, data.
@@ -151,6 +170,7 @@ class RunFolder:
             dataset: what is trained and evaluated on.
             device: where.
             command: the words of the command line.
+            num_processes: that train together.
 
         Raises:
             MachineError: the folder cannot be written.
@@ -165,6 +185,7 @@ class RunFolder:
                 "versions": _versions(),
                 "platform": platform.platform(),
                 "device": str(device),
+                "num_processes": num_processes,
                 "num_threads": torch.get_num_threads(),
                 "deterministic": torch.are_deterministic_algorithms_enabled(),
             }

@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from core.errors import Interrupted
+from core.processes import ALONE, Processes
 
 EXIT_CODES: dict[signal.Signals, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):
@@ -60,12 +61,14 @@ class StopSignals:
         if self._stopped_at_once is not None and error is not None and error is not self._stopped_at_once:
             raise self._stopped_at_once from error
 
-    def poll(self) -> None:
-        """Raise `Interrupted` if a signal came."""
+    def poll(self, processes: Processes = ALONE) -> None:
+        """Raise `Interrupted` if a signal came, to this process or another; all of them call this equally often."""
         if self._stopped_at_once is not None:
             raise self._stopped_at_once
-        if self.received is not None:
-            raise Interrupted(f"stopped by {self.received.name}", exit_code=EXIT_CODES[self.received])
+        number = processes.largest(int(self.received or 0))
+        if number:
+            received = self.received = signal.Signals(number)
+            raise Interrupted(f"stopped by {received.name}", exit_code=EXIT_CODES[received])
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:

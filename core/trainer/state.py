@@ -53,6 +53,8 @@ class TrainState:
         step: optimizer steps done.
         best_ap: the highest AP so far; None before an evaluation found one.
         best_step: the step that it was reached at.
+        num_worse: evaluations since then.
+        num_skipped: steps that float16 overflowed in, so that nothing was updated.
         seconds: training time of earlier sessions and this one.
         window: for the next record.
     """
@@ -62,6 +64,8 @@ class TrainState:
     step: int = 0
     best_ap: float | None = None
     best_step: int | None = None
+    num_worse: int = 0
+    num_skipped: int = 0
     seconds: float = 0.0
     window: LossWindow = field(default_factory=LossWindow)
 
@@ -71,8 +75,9 @@ class TrainState:
         No AP at all (nothing was annotated) counts as less than 0, so that the first evaluation is always best.
         """
         is_best = self.best_step is None or (ap is not None and (self.best_ap is None or ap > self.best_ap))
+        self.num_worse += 1
         if is_best:
-            self.best_ap, self.best_step = ap, self.step
+            self.best_ap, self.best_step, self.num_worse = ap, self.step, 0
         return is_best
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,20 +17,22 @@ from core.files import write_atomic
 
 
 def plot_training_curves(metrics: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Draw loss and average precision over the epochs of a run, and write the picture as PNG.
+    """Draw loss, average precision and learning rate over the epochs of a run, and write the picture as PNG.
 
     Args:
-        metrics: rows of `metrics.jsonl`, their `epoch` counted from 1. Of rows of kind "train" `loss` is read, of
-            rows of kind "eval" `AP` and `AP50` in `stats`; a value that is absent or null leaves a gap.
+        metrics: rows of `metrics.jsonl`, their `epoch` counted from 1. Of rows of kind "train" `loss` and `lr` are
+            read, of rows of kind "eval" `AP` and `AP50` in `stats`; a value that is absent or null leaves a gap.
         out: the file.
 
     Raises:
         MachineError: the file cannot be written.
     """
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(13, 4), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    loss_axes, ap_axes = figure.subplots(1, 2)
-    _plot_loss(loss_axes, [row for row in metrics if row.get("kind") == "train"])
+    loss_axes, ap_axes, rate_axes = figure.subplots(1, 3, width_ratios=(5, 5, 3))
+    steps = [row for row in metrics if row.get("kind") == "train"]
+    _plot_loss(loss_axes, steps)
+    _plot_learning_rate(rate_axes, steps)
     _plot_ap(ap_axes, [row for row in metrics if row.get("kind") == "eval"])
     picture = io.BytesIO()
     canvas.print_figure(picture, format="png")
@@ -60,17 +62,35 @@ def _plot_ap(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             has_data = True
             axes.plot(
                 epochs,
-                [100 * value for value in values],
+                values,
                 color=color,
                 linewidth=2,
                 marker="o",
                 markersize=3,
-                label=f"{name} (best {100 * max(values):.1f})",
+                label=f"{name} (best {max(values):.3f})",
             )
     if has_data:
-        axes.set_ylim(bottom=0)
-    axes.set_ylabel("%")
+        axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
     _finish(axes, has_data=has_data)
+
+
+def _plot_learning_rate(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    epochs, rates = _points(rows, "lr")
+    axes.set_title("learning rate")
+    if rates:
+        marker = "o" if len(rates) == 1 else None
+        axes.plot(
+            _spread(epochs),
+            rates,
+            color="#2ea043",
+            linewidth=2,
+            marker=marker,
+            markersize=3,
+            label="all but the backbone",
+        )
+        axes.set_ylim(bottom=0)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    _finish(axes, has_data=bool(rates))
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -106,6 +126,7 @@ def _epoch_means(epochs: Sequence[int], losses: Sequence[float]) -> dict[int, fl
 
 def _finish(axes: Axes, *, has_data: bool) -> None:
     axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.annotations.images import open_image
-from core.files import write_atomic
+from core.files import unique_names, write_atomic
 from core.structures import Detections
 from core.visualization.draw import draw_detections, side_by_side
 
@@ -20,17 +20,13 @@ _MIN_SIDE, _MAX_SIDE = 400, 2000
 
 def picture_paths(folder: Path, images: Sequence[Path]) -> list[Path]:
     """Return where the picture of each image goes: under its own name, numbered where names are equal."""
-    taken: set[str] = set()
-    paths: list[Path] = []
-    for image in images:
-        suffix = ".jpg" if image.suffix.lower() in _JPEG_SUFFIXES else ".png"
-        name, number = f"{image.stem}{suffix}", 1
-        while name in taken:
-            number += 1
-            name = f"{image.stem}-{number}{suffix}"
-        taken.add(name)
-        paths.append(folder / name)
-    return paths
+    names = unique_names([image.stem for image in images])
+    return [folder / f"{name}{picture_suffix(image)}" for name, image in zip(names, images, strict=True)]
+
+
+def picture_suffix(image: Path) -> str:
+    """Return how the name of an image's picture ends: that of a JPEG file as JPEG, all others as PNG."""
+    return ".jpg" if image.suffix.lower() in _JPEG_SUFFIXES else ".png"
 
 
 def draw_prediction(image: Path, detections: Detections, class_names: Sequence[str], out: Path) -> None:
@@ -40,7 +36,7 @@ def draw_prediction(image: Path, detections: Detections, class_names: Sequence[s
         DataError: the image cannot be read.
         MachineError: the picture cannot be written.
     """
-    opened, scale = _enlarged(open_image(image))
+    opened, scale = enlarged(open_image(image))
     boxes_xyxy_px = detections.boxes_xyxy_px * scale
     save_picture(draw_detections(opened, boxes_xyxy_px, detections.labels, detections.scores, class_names), out)
 
@@ -59,16 +55,16 @@ def draw_comparison(
         DataError: the image cannot be read.
         MachineError: the picture cannot be written.
     """
-    opened, scale = _enlarged(open_image(image))
+    opened, scale = enlarged(open_image(image))
     truth = draw_detections(opened, boxes_xyxy_px * scale, labels, None, class_names)
     boxes_found = detections.boxes_xyxy_px * scale
     found = draw_detections(opened, boxes_found, detections.labels, detections.scores, class_names)
     save_picture(side_by_side(truth, found, ("ground truth", "predictions")), out)
 
 
-def _enlarged(image: Image.Image) -> tuple[Image.Image, int]:
-    """Return an image whose short side has about `_MIN_SIDE` pixels or more, and by what it was enlarged."""
-    scale = max(1, min(round(_MIN_SIDE / min(image.size)), _MAX_SIDE // max(image.size)))
+def enlarged(image: Image.Image, min_side: int = _MIN_SIDE) -> tuple[Image.Image, int]:
+    """Return an image whose short side has about `min_side` pixels or more, and by what it was enlarged."""
+    scale = max(1, min(round(min_side / min(image.size)), _MAX_SIDE // max(image.size)))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC), scale
 
 

@@ -2,95 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from core.errors import DedetrError
+from dedetr_cli.commands import train_options as options
+from dedetr_cli.commands.train_options import settings_of
 from dedetr_cli.options import Debug, Device, Json, Set, Trust
-from dedetr_cli.output import as_dict, print_json, print_line, print_note, stdout
+from dedetr_cli.output import as_dict, print_json, print_line, print_note, stderr, stdout
 from dedetr_cli.progress import make_reporter
-from dedetr_cli.tables import evaluation_tables
+from dedetr_cli.settings import print_settings
+from dedetr_cli.tables import evaluation_tables, plan_table, weights_table
 
-_FLAG_KEYS: dict[str, tuple[str, str]] = {
-    "--model": ("model", "name"),
-    "--data": ("data", "root"),
-    "--subset": ("data", "subset"),
-    "--epochs": ("schedule", "epochs"),
-    "--batch-size": ("data", "batch_size"),
-    "--short-side": ("data", "short_side"),
-    "--lr": ("optimizer", "lr"),
-    "--lr-backbone": ("optimizer", "backbone_lr"),
-    "--backbone": ("backbone", "name"),
-    "--backbone-weights": ("backbone", "weights"),
-    "--num-queries": ("model", "num_queries"),
-    "--workers": ("data", "num_workers"),
-    "--device": ("run", "device"),
-    "--seed": ("run", "seed"),
-}
+if TYPE_CHECKING:
+    from core.api import ResolvedConfig
 
 
 def train(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="detr, de-detr, dela-detr, conddetr, de-conddetr or dela-conddetr.  [default: dela-detr]"
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", help="The data set: what prepare-data wrote, or a COCO or Cityscapes folder.  [default: data]"
-        ),
-    ] = None,
-    subset: Annotated[
-        str | None,
-        typer.Option("--subset", help="A rate or a file that `subsample` made.  [default: all training images]"),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run folder.  [default: runs/MODEL-TIME]")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size")] = None,
-    short_side: Annotated[
-        int | None, typer.Option("--short-side", help="Images are scaled to this short side in pixels.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
-    lr_backbone: Annotated[
-        float | None, typer.Option("--lr-backbone", help="Learning rate of the backbone; 0 freezes it.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", help="resnet50, another torchvision ResNet, or timm/NAME.")
-    ] = None,
-    backbone_weights: Annotated[
-        str | None,
-        typer.Option("--backbone-weights", help="torchvision's name, a file, or none to train from scratch."),
-    ] = None,
-    num_queries: Annotated[int | None, typer.Option("--num-queries")] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Start from this detector (ours or a reference .pth).")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="Named settings; `none` refuses the data set's recipe.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Settings from a YAML file.")] = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    out: options.Out = None,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
     set_: Set = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes that read images.")] = None,
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    show_config: options.ShowConfig = False,
     device: Device = None,
-    seed: Annotated[int | None, typer.Option("--seed")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out (default: runs/latest) where it stopped.")
-    ] = False,
-    override: Annotated[
-        bool, typer.Option("--override", help="Resume although settings or data differ from the run's.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")] = False,
     trust_checkpoint: Trust = False,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch torchvision's backbone weights if they are not here.")
-    ] = False,
     as_json: Json = False,
     debug: Debug = False,
+    subset: options.Subset = None,
+    short_side: options.ShortSide = None,
+    max_long_side: options.MaxLongSide = None,
+    sample_repeat: options.SampleRepeat = None,
+    workers: options.Workers = None,
+    backbone: options.Backbone = None,
+    backbone_weights: options.BackboneWeights = None,
+    download: options.Download = False,
+    weights: options.Weights = None,
+    num_queries: options.NumQueries = None,
+    nms: options.Nms = None,
+    nms_iou: options.NmsIou = None,
+    repeat_label: options.RepeatLabel = None,
+    repeat_ratio: options.RepeatRatio = None,
+    two_stage_match: options.TwoStageMatch = None,
+    steps: options.Steps = None,
+    schedule: options.Schedule = None,
+    lr_drop: options.LrDrop = None,
+    warmup_steps: options.WarmupSteps = None,
+    lr_backbone: options.LrBackbone = None,
+    weight_decay: options.WeightDecay = None,
+    accumulate: options.Accumulate = None,
+    precision: options.Precision = None,
+    ema: options.Ema = None,
+    patience: options.Patience = None,
+    freeze: options.Freeze = None,
+    compile_: options.Compile = None,
+    seed: options.Seed = None,
+    nproc: options.Nproc = None,
+    tensorboard: options.TensorBoard = False,
+    wandb: options.Wandb = False,
+    override: options.Override = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Train a detector, and evaluate it as it learns.
 
@@ -98,49 +80,116 @@ def train(
 
       dedetr train --model dela-detr
 
-      dedetr train --subset 0.05 --epochs 100
+      dedetr train --subset 0.05 --epochs 100 --dry-run
 
       dedetr train --preset small --backbone timm/tf_efficientnet_lite0 --backbone-weights lite0.safetensors
+
+      dedetr train --nproc 8 --batch-size 32 --precision bfloat16
     """
+    given = locals()  # all flags, by the names of the parameters
     from core import api
 
-    given = {
-        "--model": model, "--data": data, "--subset": subset, "--epochs": epochs, "--batch-size": batch_size,
-        "--short-side": short_side, "--lr": lr, "--lr-backbone": lr_backbone, "--backbone": backbone,
-        "--backbone-weights": backbone_weights,
-        "--num-queries": num_queries, "--workers": workers, "--device": device, "--seed": seed,
-    }  # fmt: skip
-    flags: dict[str, Any] = {flag: value for flag, value in given.items() if value is not None}
-    if resume and (config is not None or preset is not None):
-        raise typer.BadParameter("a run is resumed with its own settings", param_hint="--config, --preset")
-    if override and not resume:
-        raise typer.BadParameter("is for --resume", param_hint="--override")
-    if resume:
-        resolved = api.resume_config(out, flags=_by_key(flags), assignments=set_ or [])
+    _check_combinations(given)
+    if (show_config or dry_run) and not api.is_main_process():
+        return
+    if show_config:
+        print_settings(_resolve(given, print_note).settings(), as_json=as_json)
+    elif dry_run:
+        _plan(given)
+    elif nproc is not None and nproc > 1 and not api.was_launched():
+        _launch(given)
     else:
-        resolved = api.resolve_train_config(
-            flags=_by_key(flags),
-            assignments=set_ or [],
-            config_file=config,
-            preset=preset,
-            environment=os.environ,
+        _run(given)
+
+
+def _check_combinations(given: Mapping[str, Any]) -> None:
+    """Refuse flags that contradict each other."""
+    from core import api
+
+    foreign = [f"--{name}" for name in ("config", "preset", "weights") if given[name] is not None]
+    if given["resume"] and foreign:
+        raise typer.BadParameter("a run is resumed with its own settings", param_hint=", ".join(foreign))
+    if given["override"] and not given["resume"]:
+        raise typer.BadParameter("is for --resume", param_hint="--override")
+    if given["lr_drop"] is not None and given["schedule"] not in (None, "step"):
+        raise typer.BadParameter("is for --schedule step", param_hint="--lr-drop")
+    if given["nproc"] is not None and "WORLD_SIZE" in os.environ and not api.was_launched():
+        raise typer.BadParameter("torchrun decides on the number of processes", param_hint="--nproc")
+
+
+def _resolve(given: Mapping[str, Any], on_note: Callable[[str], None]) -> ResolvedConfig:
+    from core import api
+
+    flags, assignments = settings_of(given), given["set_"] or []
+    if given["resume"]:
+        return api.resume_config(given["out"], flags=flags, assignments=assignments)
+    return api.resolve_train_config(
+        flags=flags,
+        assignments=assignments,
+        config_file=given["config"],
+        preset=given["preset"],
+        environment=os.environ,
+        weights=given["weights"],
+        trust=given["trust_checkpoint"],
+        on_note=on_note,
+    )
+
+
+def _start(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a run begins, for a real and for a dry one."""
+    started = {name: given[name] for name in ("out", "weights", "resume", "override", "overwrite", "download")}
+    return started | {"trust": given["trust_checkpoint"]}
+
+
+def _plan(given: Mapping[str, Any]) -> None:
+    """Print what a run would do."""
+    from core import api
+
+    resolved = _resolve(given, print_note)
+    with _origins_in_errors(resolved):
+        plan = api.plan_training(
+            resolved.config,
+            **_start(given),
+            num_processes=given["nproc"],
             on_note=print_note,
+            on_weights=lambda report: stderr().print(weights_table(report)),
         )
-    with make_reporter() as reporter:
+    if given["as_json"]:
+        print_json("train", {"dry_run": True, **as_dict(plan)})
+    else:
+        stdout().print(plan_table(plan))
+
+
+def _launch(given: Mapping[str, Any]) -> None:
+    """Run this very command in several processes, when what can be checked at once is right."""
+    from core import api
+
+    _resolve(given, lambda _: None)
+    api.check_run_folder(given["out"], resume=given["resume"], overwrite=given["overwrite"])
+    code = api.launch([sys.executable, "-m", "dedetr_cli", *sys.argv[1:]], num_processes=given["nproc"])
+    if code:
+        raise SystemExit(code)  # the processes have said why
+
+
+def _run(given: Mapping[str, Any]) -> None:
+    """Train; of several processes the main one speaks."""
+    from core import api
+
+    is_main = api.is_main_process()
+    on_note = print_note if is_main else _ignore
+    resolved = _resolve(given, on_note)
+    with _origins_in_errors(resolved), make_reporter() if is_main else contextlib.nullcontext() as reporter:
         result = api.train(
             resolved.config,
-            out=out,
-            weights=weights,
-            resume=resume,
-            override=override,
-            overwrite=overwrite,
-            trust=trust_checkpoint,
-            download=download,
+            **_start(given),
             command=sys.argv,
             reporter=reporter,
-            on_note=print_note,
+            on_note=on_note,
+            on_weights=lambda report: stderr().print(weights_table(report)),
         )
-    if as_json:
+    if not is_main:
+        return
+    if given["as_json"]:
         print_json("train", as_dict(result))
         return
     for made in evaluation_tables(result.evaluation, f"{resolved.config.model.name}, last epoch"):
@@ -148,5 +197,17 @@ def train(
     print_line(str(result.run_folder))
 
 
-def _by_key(flags: dict[str, Any]) -> dict[tuple[str, ...], tuple[str, Any]]:
-    return {_FLAG_KEYS[flag]: (flag, value) for flag, value in flags.items()}
+@contextlib.contextmanager
+def _origins_in_errors(resolved: ResolvedConfig) -> Iterator[None]:
+    """Let an error about a setting say where it was set: by which flag, or in which line of which file."""
+    try:
+        yield
+    except DedetrError as error:
+        origin = resolved.origins.get(tuple((error.where or "").split(".")))
+        if origin is not None:
+            error.message, error.where = f"{error.where}: {error.message}", origin
+        raise
+
+
+def _ignore(_message: str) -> None:
+    """Take a note, and tell nobody."""

@@ -9,10 +9,20 @@ import typer
 
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_line, print_note
+from dedetr_cli.progress import make_counter
 
 
 def visualize(
     checkpoint: Checkpoint = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mode",
+            metavar="MODE",
+            help="compare, curves, matches, attention or all; several by commas or repeated.  "
+            "[default: compare,curves]",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the pictures go.  [default: plots/ of the run]")
     ] = None,
@@ -21,30 +31,43 @@ def visualize(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
     num_images: Annotated[int, typer.Option("--num-images", min=0, help="How many images.")] = 8,
-    threshold: Annotated[float, typer.Option("--threshold", min=0.0, max=1.0)] = 0.5,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.0, max=1.0, help="compare: leave out detections that score less.")
+    ] = 0.5,
+    num_queries_shown: Annotated[
+        int, typer.Option("--num-queries-shown", min=1, help="attention: how many queries, the surest first.")
+    ] = 3,
     set_: Set = None,
     device: Device = None,
     trust_checkpoint: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw ground truth beside predictions, and the training curves of the run."""
+    """Draw what a checkpoint does: ground truth beside predictions, curves, matches, attention.
+
+    compare: ground truth beside predictions. curves: loss, AP and learning rate of the run. matches: which queries
+    learn from which label, those of repeated labels marked. attention: where queries look, layer by layer.
+    """
     from core import api
 
-    outcome = api.visualize(
-        checkpoint,
-        out=out,
-        data=data,
-        split=split,
-        num_images=num_images,
-        threshold=threshold,
-        assignments=set_ or [],
-        device=device,
-        trust=trust_checkpoint,
-        on_note=print_note,
-    )
+    with make_counter("drawn") as counter:
+        outcome = api.visualize(
+            checkpoint,
+            modes=[name.strip() for names in mode for name in names.split(",")] if mode else None,
+            out=out,
+            data=data,
+            split=split,
+            num_images=num_images,
+            threshold=threshold,
+            num_queries_shown=num_queries_shown,
+            assignments=set_ or [],
+            device=device,
+            trust=trust_checkpoint,
+            on_images=counter,
+            on_note=print_note,
+        )
     if as_json:
-        print_json("visualize", as_dict(outcome))
+        print_json("visualize", {**as_dict(outcome), "pictures": outcome.pictures})
         return
     for path in outcome.pictures:
         print_line(str(path))

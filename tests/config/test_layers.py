@@ -14,6 +14,7 @@ from core.config.layers import (
     assignments_layer,
     environment_layer,
     file_layer,
+    highest_value,
     items_layer,
     resolve,
 )
@@ -159,3 +160,47 @@ def test_a_backbone_from_scratch_trains_whole_unless_told_otherwise() -> None:
     assert (scratch.norm, scratch.freeze_stem) == ("batch_norm", False)
     grouped = resolve_layers(assignments_layer(["backbone.weights=null", "backbone.norm=group_norm"])).backbone
     assert (grouped.norm, grouped.freeze_stem) == ("group_norm", False)
+
+
+def test_a_drop_or_a_length_takes_the_place_of_what_lower_layers_say_of_it() -> None:
+    by_step = assignments_layer(["schedule.lr_drop_step=9", "schedule.steps=20"])
+    schedule = resolve_layers(by_step).schedule
+    assert (schedule.lr_drop_epoch, schedule.lr_drop_step, schedule.steps) == (None, 9, 20)
+    flags = {("schedule", "lr_drop_epoch"): 3, ("schedule", "epochs"): 5}
+    schedule = resolve_layers(by_step, items_layer(flags, {}, "flag")).schedule
+    assert (schedule.lr_drop_epoch, schedule.lr_drop_step) == (3, None)
+    assert (schedule.epochs, schedule.steps) == (5, None)
+    # In one layer, such as a run's own config.yaml, both are as they stand there.
+    whole = resolve_layers(Layer(Config().model_dump() | {"schedule": {"epochs": 5, "steps": 20}}, "config.yaml"))
+    assert (whole.schedule.epochs, whole.schedule.steps) == (5, 20)
+
+
+def test_every_setting_has_an_origin() -> None:
+    layers = [preset_layer("demo"), assignments_layer(["label_augmentation.repeat_ratio=0.5"])]
+    resolved = resolve(layers, lambda name: get_spec(name).config_defaults())
+    settings = {".".join(setting.path): setting for setting in resolved.settings()}
+    assert len(settings) == sum(len(section) for section in Config().model_dump().values())
+    assert (settings["model.num_queries"].value, settings["model.num_queries"].origin) == (30, "preset demo")
+    assert settings["postprocess.nms"].origin == "model dela-detr"
+    assert settings["loss.l1_weight"].origin == "default"
+    assert settings["backbone.norm"].origin == "default, as backbone.weights is null"
+    assert settings["label_augmentation.repeat_time"].value is None
+    assert settings["label_augmentation.repeat_time"].origin == "--set label_augmentation.repeat_ratio"
+
+
+def test_the_highest_value_is_known_before_it_is_checked() -> None:
+    path = ("data", "root")
+    assert highest_value([], path) == "data"
+    layers = [assignments_layer(["data.root=mine", "run.seed=-1"]), assignments_layer(["data.short_side=64"])]
+    assert highest_value(layers, path) == "mine"
+
+
+def test_an_error_of_several_values_names_where_each_of_them_stands() -> None:
+    sides = {("data", "short_side"): 500, ("data", "batch_size"): 3}
+    flags = items_layer(sides, {path: f"--{path[1]}" for path in sides}, "flag")
+    with pytest.raises(UsageError) as caught:
+        resolve_layers(assignments_layer(["data.max_long_side=400"]), flags)
+    assert caught.value.where == "--set data.max_long_side, --short_side"
+    with pytest.raises(UsageError) as caught:
+        resolve_layers(assignments_layer(["run.loggers=[wandb, mlflow]"]))
+    assert caught.value.where == "--set run.loggers"

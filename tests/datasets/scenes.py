@@ -24,8 +24,12 @@ def make_scene(
     seed: int = 0,
     size: tuple[int, int] | None = None,
     num_boxes: int | None = None,
+    keep: bool = False,
 ) -> AnnotationSet:
-    """Write PNG files with non-overlapping rectangles below `folder`; the third image has none."""
+    """Write PNG files with non-overlapping rectangles below `folder`; the third image has none.
+
+    With `keep` files that are there already are left alone: another process may be reading them.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -47,7 +51,8 @@ def make_scene(
                 Annotation(annotation_id, image_id, CLASSES[category].id, box, box[2] * box[3], is_crowd=False)
             )
         name = f"{image_id:06d}.png"
-        picture.save(folder / name)
+        if not (keep and (folder / name).exists()):
+            picture.save(folder / name)
         images.append(ImageRecord(image_id, name, width, height))
     return AnnotationSet(tuple(images), tuple(annotations), CLASSES)
 

@@ -42,6 +42,11 @@ def _eval_set(annotations: AnnotationSet, root: Path) -> DetectionDataset:
     return DetectionDataset(annotations, root, CLASSES, eval_transform(_config()), seed=1, drop_crowds=True)
 
 
+def _assert_equal_steps(a: list[Batch], b: list[Batch]) -> None:
+    for micro_a, micro_b in zip(a, b, strict=True):
+        _assert_equal(micro_a, micro_b)
+
+
 def _assert_equal(a: Batch, b: Batch) -> None:
     assert a.image_ids == b.image_ids
     assert torch.equal(a.images.pixels, b.images.pixels)
@@ -105,7 +110,7 @@ def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:
     assert indices[0] == indices[2] != indices[1]
     other_seed = [index for batch in TrainBatches(11, 3, seed=6) for _, index in batch]
     assert other_seed != indices[0]
-    batches.start_batch = 2
+    batches.start_step = 2
     assert list(batches) == epochs[0][2:]
 
 
@@ -116,17 +121,37 @@ def test_fewer_images_than_one_batch_still_train(num_images: int, batch_size: in
     assert len(batches) == len(sizes)
 
 
-def test_two_ranks_together_see_the_batches_of_one() -> None:
-    """Two processes with batches of 2 take the steps of one process with batches of 4 (same images, same order)."""
-    one = list(TrainBatches(19, 4, seed=3))
-    ranks = [list(TrainBatches(19, 2, seed=3, rank=rank, world_size=2)) for rank in range(2)]
-    assert [first + second for first, second in zip(*ranks, strict=True)] == one
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (5, 1)])
+def test_parts_together_see_the_images_of_one_process_in_each_step(world_size: int, accumulate: int) -> None:
+    """F69: also where they cannot all have equally many."""
+    one = list(TrainBatches(19, 5, seed=3))
+    ranks = [list(TrainBatches(19, 5, 3, rank, world_size, accumulate)) for rank in range(world_size)]
+    for step, whole in enumerate(one):
+        of_step = [micro for rank in ranks for micro in rank[step * accumulate : (step + 1) * accumulate]]
+        assert sorted(key for micro in of_step for key in micro) == sorted(whole)
+        sizes = [len(micro) for micro in of_step]
+        assert max(sizes) - min(sizes) <= 1
+    assert all(len(rank) == accumulate * len(one) for rank in ranks)
 
 
-@pytest.mark.parametrize(("num_images", "world_size", "hint"), [(3, 2, "set it to 1"), (1, 2, "fewer processes")])
-def test_too_few_images_for_the_processes_is_said(num_images: int, world_size: int, hint: str) -> None:
-    with pytest.raises(UsageError, match="too few") as caught:
-        TrainBatches(num_images, 4, seed=0, world_size=world_size)
+def test_repeated_images_come_as_often_as_told_and_each_time_as_in_another_epoch() -> None:
+    batches = TrainBatches(4, 6, seed=0, repeat=3)
+    keys = {}
+    for epoch in (0, 1):
+        batches.epoch = epoch
+        keys[epoch] = [key for batch in batches for key in batch]
+        assert sorted(index for _, index in keys[epoch]) == sorted(list(range(4)) * 3)
+        assert {key[0] for key in keys[epoch]} == {3 * epoch, 3 * epoch + 1, 3 * epoch + 2}
+        assert len(set(keys[epoch])) == 12
+    assert len(batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("num_images", "parts", "hint"), [(3, (4, 1), "fewer processes"), (9, (5, 1), "--batch-size 5"), (9, (3, 2), "6")]
+)
+def test_too_few_images_for_all_parts_is_said(num_images: int, parts: tuple[int, int], hint: str) -> None:
+    with pytest.raises(UsageError, match="cannot be shared") as caught:
+        TrainBatches(num_images, 4, seed=0, world_size=parts[0], accumulate=parts[1])
     assert hint in str(caught.value.hint)
 
 
@@ -151,10 +176,10 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     workers = TrainLoader(_train_set(annotations, tmp_path), _config(num_workers=2), seed=2)
     for epoch in (0, 1):  # the second with the same workers
         for a, b in zip(alone.epoch(epoch), workers.epoch(epoch), strict=True):
-            _assert_equal(a, b)
-    rest = list(workers.epoch(1, start_batch=2))
+            _assert_equal_steps(a, b)
+    rest = list(workers.epoch(1, start_step=2))
     assert len(rest) == 1 == len(alone) - 2
-    _assert_equal(rest[0], list(alone.epoch(1))[2])
+    _assert_equal_steps(rest[0], list(alone.epoch(1))[2])
 
 
 def test_an_epoch_given_up_does_not_spoil_the_next(tmp_path: Path) -> None:
@@ -163,7 +188,7 @@ def test_an_epoch_given_up_does_not_spoil_the_next(tmp_path: Path) -> None:
     expected = list(TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1), seed=2).epoch(3))
     list(islice(loader.epoch(0), 1))
     for a, b in zip(loader.epoch(3), expected, strict=True):
-        _assert_equal(a, b)
+        _assert_equal_steps(a, b)
 
 
 def test_loading_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:
@@ -241,7 +266,7 @@ def test_a_closed_loader_has_no_workers_and_can_start_again(tmp_path: Path) -> N
     assert time.monotonic() - start < 3
     assert not any(worker.is_alive() for worker in workers)
     for a, b in zip(loader.epoch(0), first, strict=True):
-        _assert_equal(a, b)
+        _assert_equal_steps(a, b)
 
 
 def test_an_error_ends_the_workers(tmp_path: Path) -> None:

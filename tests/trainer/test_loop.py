@@ -90,7 +90,7 @@ def test_the_saved_model_is_the_evaluated_one(unbroken: Path) -> None:
     assembly = tiny_assembly(tiny_config())
     assert not load_into(assembly.model, read_weights(find_model_file(unbroken / "checkpoints" / "last"))).missing
     place(assembly.model, torch.device("cpu"))
-    _, validation = tiny_datasets(unbroken.parent / "images-8", assembly)
+    _, validation = tiny_datasets(unbroken.parent / "images-8-None", assembly)
     evaluator = CocoEvaluator(validation.annotations, assembly.classes)
     loader = EvalLoader(validation.dataset, assembly.config.data)
     result = evaluate(assembly.model, assembly.postprocess, loader, evaluator, torch.device("cpu"))

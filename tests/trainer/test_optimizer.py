@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from core.config.schema import OptimizerConfig, ScheduleConfig
-from core.errors import CheckpointError
+from core.errors import CheckpointError, UsageError
 from core.trainer.optimizer import (
     build_optimizer,
     clip_gradients,
@@ -12,6 +14,7 @@ from core.trainer.optimizer import (
     load_optimizer_state,
     set_learning_rates,
 )
+from tests.models.test_detector import random_batch
 from tests.trainer.tiny import tiny_assembly, tiny_config
 
 
@@ -64,18 +67,89 @@ def test_parameter_without_gradient_stays_as_it_is() -> None:
     assert changed == {"query_embed.weight"}
 
 
+def test_frozen_by_name_stays_as_it_is_and_is_left_out() -> None:
+    model = tiny_assembly(tiny_config()).model
+    patterns = ["encoder.*", "backbone.body.layer?.0.bn*", "decoder.layers.0.norm1.bias"]
+    optimizer = build_optimizer(model, OptimizerConfig(freeze=patterns, weight_decay=0.1))
+    trained = set.union(*(names_of(model, group) for group in optimizer.param_groups))
+    frozen = {name for name, _ in model.named_parameters()} - trained
+    assert frozen == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"encoder", "backbone", "decoder"}
+    assert {name for name in frozen if name.startswith("decoder.")} == {"decoder.layers.0.norm1.bias"}
+    assert not {name for name in frozen if name.startswith("backbone.") and ".bn" not in name}
+
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.eval().train()
+    output = model(random_batch((64, 64), (48, 64)))
+    (output.logits.square().sum() + output.boxes_cxcywh_norm.sum()).backward()
+    optimizer.step()
+    after = model.state_dict()
+    changed = {key for key in after if not torch.equal(after[key], before[key])}
+    assert not changed & frozen
+    assert {"backbone.body.bn1.running_mean", "decoder.layers.0.norm1.weight", "query_embed.weight"} <= changed
+    assert not {key for key in changed if key.startswith("backbone.body.layer1.0.bn1.")}
+    assert not model.encoder.training
+    assert not any(module.training for module in model.encoder.modules())
+    assert model.decoder.layers[0].training
+
+
+def test_pattern_that_names_nothing_is_refused_with_the_nearest_name() -> None:
+    model = tiny_assembly(tiny_config()).model
+    for pattern, hint in {
+        "encodr.*": "'encoder.*'",
+        "decoder.layer.1.*": "'decoder.layers.1.*'",
+        "": "query_embed.*",
+    }.items():
+        with pytest.raises(UsageError) as refused:
+            build_optimizer(model, OptimizerConfig(freeze=["encoder.*", pattern]))
+        assert f"'{pattern}'" in refused.value.message
+        assert refused.value.where == "optimizer.freeze"
+        assert hint in str(refused.value.hint)
+
+
+def test_something_must_be_left_to_train() -> None:
+    for config in (OptimizerConfig(freeze=["*"]), OptimizerConfig(freeze=["[!b]*"], backbone_lr=0.0)):
+        with pytest.raises(UsageError, match="nothing is left to train"):
+            build_optimizer(tiny_assembly(tiny_config()).model, config)
+
+
 @pytest.mark.parametrize(
     ("step", "epoch", "factor"),
     [(0, 0, 0.25), (1, 0, 0.5), (3, 0, 1.0), (4, 0, 1.0), (100, 9, 1.0), (100, 10, 0.1), (999, 50, 0.1), (1, 10, 0.05)],
 )
 def test_warm_up_by_steps_and_one_drop_by_epoch(step: int, epoch: int, factor: float) -> None:
     schedule = ScheduleConfig(epochs=60, lr_drop_epoch=10, lr_drop_factor=0.1, warmup_steps=4)
-    assert learning_rate_factor(step, epoch, schedule) == pytest.approx(factor)
+    assert learning_rate_factor(step, epoch, schedule, 1000) == pytest.approx(factor)
 
 
-def test_no_warm_up_and_no_drop() -> None:
-    schedule = ScheduleConfig(epochs=60, lr_drop_epoch=None)
-    assert [learning_rate_factor(step, step, schedule) for step in (0, 30, 59)] == [1.0, 1.0, 1.0]
+def test_drop_by_step_wins_over_the_drop_by_epoch() -> None:
+    schedule = ScheduleConfig(lr_drop_epoch=1, lr_drop_step=30, lr_drop_factor=0.5)
+    assert [learning_rate_factor(step, 20, schedule, 60) for step in (0, 29, 30, 59)] == [1.0, 1.0, 0.5, 0.5]
+    at_once = ScheduleConfig(lr_drop_epoch=1, lr_drop_step=0, lr_drop_factor=0.5)
+    assert learning_rate_factor(0, 0, at_once, 60) == 0.5
+
+
+def test_constant_and_no_drop() -> None:
+    for schedule in (ScheduleConfig(lr_drop_epoch=None), ScheduleConfig(kind="constant", lr_drop_epoch=1)):
+        assert [learning_rate_factor(step, step, schedule, 60) for step in (0, 30, 59)] == [1.0, 1.0, 1.0]
+    warming = ScheduleConfig(kind="constant", warmup_steps=2)
+    assert [learning_rate_factor(step, 0, warming, 60) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 5])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_cosine_falls_from_the_end_of_the_warm_up_to_the_last_step(warmup_steps: int, final: float) -> None:
+    schedule = ScheduleConfig(kind="cosine", warmup_steps=warmup_steps, final_lr_factor=final, lr_drop_epoch=0)
+    factors = [learning_rate_factor(step, 7, schedule, 105) for step in range(105)]
+    first = max(warmup_steps - 1, 0)
+    assert factors[: first + 1] == pytest.approx([(step + 1) / max(warmup_steps, 1) for step in range(first + 1)])
+    assert factors[-1] == pytest.approx(final)
+    assert all(left > right for left, right in pairwise(factors[first:]))
+    middle = (104 + first) // 2
+    if (104 + first) % 2 == 0:
+        assert factors[middle] == pytest.approx((1 + final) / 2)
+    assert factors[middle - 1] - factors[middle] > 5 * (factors[first] - factors[first + 1])
+    assert learning_rate_factor(0, 0, schedule.model_copy(update={"warmup_steps": 0}), 1) == 1.0
 
 
 def test_clipping_scales_all_gradients_together() -> None:

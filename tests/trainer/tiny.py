@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from core.assembly import Assembly, assemble
 from core.config.schema import Config
 from core.datasets.dataset import DetectionDataset
 from core.errors import DedetrError
+from core.processes import ALONE, Processes, join_processes
 from core.trainer.loop import TrainResult, Validation, train
 from core.trainer.reporter import CheckpointSaved, Evaluated, NullReporter, StepDone
 from core.trainer.run_folder import DatasetIdentity, RunFolder
@@ -50,9 +52,11 @@ def tiny_assembly(config: Config) -> Assembly:
     return assemble(config, CLASSES)
 
 
-def tiny_datasets(folder: Path, assembly: Assembly, num_images: int = 8) -> tuple[DetectionDataset, Validation]:
+def tiny_datasets(
+    folder: Path, assembly: Assembly, num_images: int = 8, size: tuple[int, int] | None = None
+) -> tuple[DetectionDataset, Validation]:
     """Make the images, once, and the data sets."""
-    scenes = make_scene(folder, num_images)
+    scenes = make_scene(folder, num_images, size=size, keep=True)
     seed = assembly.config.run.seed
     train_set = DetectionDataset(scenes, folder, CLASSES, assembly.train_transform, seed=seed, drop_crowds=True)
     val_set = DetectionDataset(scenes, folder, CLASSES, assembly.eval_transform, seed=seed, drop_crowds=False)
@@ -66,16 +70,23 @@ def tiny_run(
     resume: bool = False,
     reporter: NullReporter | None = None,
     num_images: int = 8,
+    size: tuple[int, int] | None = None,
     validate: bool = True,
     change: Callable[[Assembly], None] | None = None,
+    processes: Processes = ALONE,
     **options: Any,
 ) -> TrainResult:
     """Train in `folder`; the images lie beside it. `change` may meddle with the model before the run."""
     assembly = tiny_assembly(config or tiny_config())
     if change:
         change(assembly)
-    train_set, validation = tiny_datasets(folder.parent / f"images-{num_images}", assembly, num_images)
-    with RunFolder.reopen(folder) if resume else RunFolder.create(folder, "dela-detr") as run:
+    images = folder.parent / f"images-{num_images}-{size}"
+    train_set, validation = tiny_datasets(images, assembly, num_images, size)
+    with contextlib.ExitStack() as stack:
+        run: RunFolder | None = None
+        if processes.is_main:
+            opened = RunFolder.reopen(folder) if resume else RunFolder.create(folder, "dela-detr")
+            run = stack.enter_context(opened)
         return train(
             assembly,
             train_set,
@@ -83,6 +94,8 @@ def tiny_run(
             run,
             torch.device("cpu"),
             options.pop("identity", IDENTITY),
+            run_path=folder,
+            processes=processes,
             resume=resume,
             reporter=reporter,
             **options,
@@ -113,15 +126,16 @@ class Recorder(NullReporter):
 
 
 class Narrator(NullReporter):
-    """Prints a line an event, so that a test can kill the process between two; rests a minute after one step."""
+    """Prints a line an event, so that a test can kill the process between two; rests after one step."""
 
-    def __init__(self, rest_after: int) -> None:
+    def __init__(self, rest_after: int, rest_seconds: float) -> None:
         self.rest_after = rest_after
+        self.rest_seconds = rest_seconds
 
     def step_done(self, event: StepDone) -> None:
         print("step", event.step, flush=True)
         if event.step == self.rest_after:
-            time.sleep(60)
+            time.sleep(self.rest_seconds)
 
     def evaluation_batch_done(self) -> None:
         print("evaluation batch", flush=True)
@@ -137,11 +151,23 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--config", default="{}")
     parser.add_argument("--rest-after", type=int, default=0)
+    parser.add_argument("--rest-seconds", type=float, default=60.0)
+    parser.add_argument("--num-images", type=int, default=8)
+    parser.add_argument("--side", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
         config = tiny_config(**json.loads(arguments.config))
-        tiny_run(arguments.folder, config, resume=arguments.resume, reporter=Narrator(arguments.rest_after))
+        with join_processes(torch.device("cpu")) as processes:
+            tiny_run(
+                arguments.folder,
+                config,
+                resume=arguments.resume,
+                reporter=Narrator(arguments.rest_after, arguments.rest_seconds),
+                num_images=arguments.num_images,
+                size=(arguments.side, arguments.side) if arguments.side else None,
+                processes=processes,
+            )
     except DedetrError as error:
         print(f"{error} [{error.hint}]", file=sys.stderr)
         return error.exit_code

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -7,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from core.errors import MachineError
-from core.visualization.curves import _epoch_means, _spread, plot_training_curves
+from core.visualization.curves import _epoch_means, _plot_ap, _spread, plot_training_curves
 
 
 def _rows(num_epochs: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for epoch in range(1, num_epochs + 1):
         rows += [
-            {"kind": "train", "step": 3 * epoch + k, "epoch": epoch, "loss": 9.0 - epoch + k / 9} for k in range(3)
+            {"kind": "train", "step": 3 * epoch + k, "epoch": epoch, "loss": 9.0 - epoch + k / 9, "lr": 1e-4 / epoch}
+            for k in range(3)
         ]
         rows.append({"kind": "eval", "epoch": epoch, "stats": {"AP": epoch / 10, "AP50": epoch / 8}})
     return rows
@@ -33,19 +36,27 @@ def _picture(rows: list[dict[str, Any]], out: Path) -> np.ndarray:
 def test_the_curves_are_on_the_picture(tmp_path: Path) -> None:
     empty, one, five = (_picture(_rows(n), tmp_path / "plots" / f"{n}.png") for n in (0, 1, 5))
     assert empty.shape == one.shape == five.shape
-    half = five.shape[1] // 2
+    edges = [0, int(0.39 * five.shape[1]), int(0.76 * five.shape[1]), five.shape[1]]
 
     def amount(picture: np.ndarray, color: tuple[int, int, int]) -> list[int]:
         close = np.abs(picture.astype(int) - np.array(color)).sum(-1) < 30
-        return [int(close[:, :half].sum()), int(close[:, half:].sum())]
+        return [int(close[:, left:right].sum()) for left, right in itertools.pairwise(edges)]
 
-    blue, red, yellow = (29, 122, 214), (230, 57, 70), (255, 176, 0)
-    assert amount(empty, blue) == amount(empty, red) == amount(empty, yellow) == [0, 0]
-    assert amount(five, blue)[0] > 500
-    assert amount(five, blue)[1] == 0
-    assert amount(five, red)[1] > 500
-    assert amount(five, yellow)[1] > 500
-    assert amount(one, red)[1] > 0  # a single epoch shows as a dot
+    blue, red, yellow, green = (29, 122, 214), (230, 57, 70), (255, 176, 0), (46, 160, 67)
+    for place, color in ((0, blue), (1, red), (1, yellow), (2, green)):
+        assert amount(empty, color) == [0, 0, 0]
+        found = amount(five, color)
+        assert found[place] > 300
+        assert sum(found) == found[place]
+        assert amount(one, color)[place] > 0  # a single epoch shows as a dot
+
+
+def test_precision_is_a_share_as_in_the_tables() -> None:
+    axes = Figure().subplots()
+    _plot_ap(axes, [row for row in _rows(5) if row["kind"] == "eval"])
+    ap, ap50 = axes.lines
+    assert list(ap.get_ydata()) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert ap50.get_label() == "AP50 (best 0.625)"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "nothing"])

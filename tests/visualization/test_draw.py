@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from core.visualization.draw import _place_chip, _readable_on, class_color, draw_detections, side_by_side
+from core.visualization.draw import class_color, draw_detections, draw_outline, place_chip, readable_on, side_by_side
 
 NAMES = ["cat", "dog", "ein sehr langer Klassenname", "[red]x[/red]\x1b[31m\n", "猫"]
 
@@ -35,6 +35,19 @@ def test_a_box_is_drawn_along_its_edges_in_the_colour_of_its_class() -> None:
     assert not found[:, 310:].any()
     assert not found[410:].any()
     assert (np.asarray(image) == 128).all()  # a copy
+
+
+@pytest.mark.parametrize("box", [(100, 200, 299, 399), (10, 10, 17, 400), (5, 5, 6, 6), (30, 40, 30, 40)])
+def test_a_dashed_outline_has_gaps_and_stays_in_its_box(box: tuple[int, int, int, int]) -> None:
+    image, (left, top, right, bottom) = _grey(480, 480), box
+    draw_outline(ImageDraw.Draw(image), box, class_color(1), 2, dashed=True)
+    found = _is_color(image, class_color(1))
+    assert found[[top, top, bottom, bottom], [left, right, left, right]].all()  # the corners
+    for edge in (found[top, left : right + 1], found[top : bottom + 1, left]):
+        if len(edge) > 100:
+            assert 0.4 < edge.mean() < 0.7
+    found[top : bottom + 1, left : right + 1] = False
+    assert not found.any()
 
 
 def test_lines_and_letters_grow_with_the_image() -> None:
@@ -75,11 +88,11 @@ def test_chips_stay_inside_and_do_not_cover_each_other() -> None:
     for row in range(4):
         for column in range(6):
             left, top = column * 105 + rng.randint(0, 20), row * 115
-            place = _place_chip((left, top, left + 90, top + 70), chip, size, taken)
+            place = place_chip((left, top, left + 90, top + 70), chip, size, taken)
             assert 0 <= place[0] <= place[2] < size[0]
             assert 0 <= place[1] <= place[3] < size[1]
             taken.append(place)
-    twice = _place_chip((0, 0, 90, 70), chip, size, taken)
+    twice = place_chip((0, 0, 90, 70), chip, size, taken)
     taken.append(twice)
     for a, b in itertools.combinations(taken, 2):
         assert a[0] > b[2] or b[0] > a[2] or a[1] > b[3] or b[1] > a[3]
@@ -107,7 +120,7 @@ def test_text_contrasts_with_its_chip() -> None:
 
     for label in range(200):
         chip = class_color(label)
-        low, high = sorted((luminance(chip), luminance(_readable_on(chip))))
+        low, high = sorted((luminance(chip), luminance(readable_on(chip))))
         assert (high + 0.05) / (low + 0.05) > 4, label
 
 

@@ -47,4 +47,4 @@ def test_a_comparison_has_both_sides(tmp_path: Path) -> None:
 def test_equal_names_are_numbered() -> None:
     images = [Path("a/x.jpg"), Path("b/x.jpeg"), Path("c/x.png"), Path("d/x.bmp")]
     names = [path.name for path in picture_paths(Path("out"), images)]
-    assert names == ["x.jpg", "x-2.jpg", "x.png", "x-2.png"]
+    assert names == ["x.jpg", "x-2.jpg", "x-3.png", "x-4.png"]  # labels and crops are numbered alike

@@ -1,0 +1,140 @@
+"""Several processes of one command, by torchrun's elastic agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import DedetrError, MachineError, ProcessLost, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+_LAUNCHED = "DEDETR_LAUNCHED"
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+def was_launched() -> bool:
+    """Tell whether `launch` started this process."""
+    # The process that launches others has the variable too.
+    return os.environ.get(_LAUNCHED, str(os.getpid())) != str(os.getpid())
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the process that speaks: the only one, or the first of torchrun's."""
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+
+
+def launch(command: Sequence[str], num_processes: int) -> int:
+    """Run a command in several processes on this machine, which find each other as under torchrun.
+
+    Nothing is started again: an error of one process ends the others.
+
+    Args:
+        command: program and arguments.
+        num_processes: how many.
+
+    Returns:
+        The exit code: 0, or 130 or 143 where a signal stopped the processes, which then have said so.
+
+    Raises:
+        UsageError: this process is one of several already, or fewer than one is wanted.
+        DedetrError: the first error of a process, with its exit code.
+    """
+    if num_processes < 1:
+        raise UsageError("at least one process is needed", where="--nproc", hint="--nproc 1")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError("torchrun decides on the number of processes", where="--nproc", hint="leave it out")
+    os.environ[_LAUNCHED] = str(os.getpid())
+    # Threads of all processes together fill the machine; torchrun itself would give each a single one.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # What the agent has to say about its children, they say better themselves.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="dedetr-") as folder:
+        try:
+            _start(command, num_processes, folder)
+        except ChildFailedError as error:
+            return _first_error(error.failures)
+        except SignalException as stop:
+            return 130 if stop.sigval.name == "SIGINT" else 143
+    return 0
+
+
+def _start(command: Sequence[str], num_processes: int, folder: str) -> None:
+    """Start the processes, and wait for them."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGUSR1")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=f"dedetr-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    elastic_launch(config, command[0])(*command[1:])
+
+
+def _first_error(failures: Mapping[int, ProcessFailure]) -> int:
+    """Raise the first error of the processes as the error that it was; return the exit code of those that were stopped.
+
+    Errors that follow from the loss of another process come last, whenever they were written.
+    """
+    reports = [(_report_of(failure), failure) for failure in failures.values()]
+    report, failure = min(reports, key=lambda pair: (pair[0].get("is_consequence", True), pair[0].get("time", 0.0)))
+    if failure.exitcode in (130, 143):
+        return failure.exitcode
+    if "exit_code" in report:
+        error = DedetrError(report["text"], where=report["where"], hint=report["hint"])
+        error.exit_code = report["exit_code"]
+        raise error
+    how = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
+    raise MachineError(
+        f"process {failure.local_rank} ended {how}",
+        where="--nproc",
+        hint="the machine may be short of memory: use fewer processes, or more --accumulate",
+    )
+
+
+def _report_of(failure: ProcessFailure) -> dict[str, Any]:
+    message = failure.error_file_data.get("message")
+    report = message.get("extraInfo", {}) if isinstance(message, dict) else {}
+    if "exit_code" in report:
+        return report
+    # Killed from outside, say: nothing could be written.
+    return {"is_consequence": failure.exitcode == -15, "time": float(failure.timestamp)}
+
+
+def report_error(error: DedetrError) -> None:
+    """Tell the agent that started this process why it ends; without one nothing is done."""
+    file = os.environ.get(_ERROR_FILE)
+    if not file:
+        return
+    report = {
+        "timestamp": str(int(time.time())),
+        "time": time.time(),
+        "text": error.message,
+        "where": error.where,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+        "is_consequence": isinstance(error, ProcessLost),
+    }
+    # Where it cannot be written the agent still sees the exit code.
+    with contextlib.suppress(OSError):
+        Path(file).write_text(json.dumps({"message": {"message": str(error), "extraInfo": report}}), encoding="utf-8")

@@ -1,0 +1,111 @@
+"""`train --nproc N` and bare torchrun, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import TINY, dedetr, succeed
+from tests.test_processes import torchrun
+from tests.trainer.test_many_processes import process_of_rank
+
+FEW = [*TINY, "--steps", "2", "--subset", "0.05", "--batch-size", "4"]
+
+
+def test_two_processes_leave_one_run_and_one_result(trained: Path, tmp_path: Path) -> None:
+    done = succeed("train", *FEW, "--nproc", "2", "--out", tmp_path / "run", "--json", cwd=trained)
+    result = json.loads(done.stdout)
+    assert result["num_steps"] == 2
+    assert done.stderr.count("took the recipe") == 1
+    assert "2 processes" in done.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert [session["num_processes"] for session in manifest["sessions"]] == [2]
+    alone = json.loads(succeed("eval", "--checkpoint", tmp_path / "run", "--json", cwd=trained).stdout)
+    assert alone["evaluation"]["stats"] == pytest.approx(result["evaluation"]["stats"], abs=1e-12)
+
+
+def test_torchrun_starts_the_same_command(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = torchrun("-m", "dedetr_cli", "train", *FEW, "--out", run, "--json", processes=2, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_steps"] == 2
+    assert "2 processes" in done.stderr
+
+
+def test_the_first_error_is_told_once_with_its_exit_code(trained: Path, tmp_path: Path) -> None:
+    """F63, F64: an image that ends too early is found by whichever process reads it, in the middle of a run."""
+    shutil.copytree(trained / "data", tmp_path / "data", symlinks=True)
+    subset = json.loads(next((tmp_path / "data" / "annotations").glob("train-*.json")).read_text())
+    for record in subset["images"][2:]:
+        path = tmp_path / "data" / "images" / record["file_name"]
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB").resize(picture.size)
+        picture.save(path)
+        path.write_bytes(path.read_bytes()[:-200])
+    began = time.monotonic()
+    done = dedetr("train", *FEW, "--steps", "30", "--nproc", "2", "--out", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("error:") == 1, done.stderr
+    assert time.monotonic() - began < 90
+
+
+def _started(folder: Path, run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dedetr_cli", "train", *FEW, "--steps", "4000", "--nproc", "2", "--out", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_steps(run: Path) -> None:
+    for _ in range(600):
+        if (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text():
+            return
+        time.sleep(0.2)
+    pytest.fail("no step was made")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_command_saves_once_and_stops(
+    trained: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run = tmp_path / "run"
+    with _started(trained, run) as process:
+        _wait_for_steps(run)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.count("saved in") == 1, errors
+    assert "Traceback" not in errors
+    assert (run / "checkpoints" / "last" / "model.pt").is_file()
+
+
+def test_a_process_that_is_killed_ends_the_others(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with _started(trained, run) as process:
+        _wait_for_steps(run)
+        os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 5, errors
+    assert "process 1 ended by SIGKILL" in errors
+    assert errors.count("error:") == 1, errors
+
+
+def test_wrong_numbers_of_processes_are_refused(trained: Path, tmp_path: Path) -> None:
+    """F67, F68."""
+    done = dedetr("train", *FEW, "--nproc", "5", "--out", tmp_path / "run", cwd=trained)
+    assert done.returncode == 2, done.stderr
+    assert "shared by 5 processes" in done.stderr
+    done = dedetr("train", *FEW, "--nproc", "2", "--out", tmp_path / "run", cwd=trained, TORCHELASTIC_RUN_ID="x")
+    assert done.returncode == 2, done.stderr
+    assert "torchrun decides" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.config.schema import LabelAugmentationConfig, LossConfig
+from core.losses.criterion import Criterion
+from core.models.detector import Detector
+from core.structures import ImageBatch
+from core.trainer.compilation import compile_model, compiled_code_unused
+from core.trainer.device import reproducible
+from core.trainer.weight_average import WeightAverage
+from tests.losses.samples import random_targets
+from tests.models.test_detector import random_batch, small_detector
+
+TARGETS = random_targets([3, 2], seed=0)
+BATCHES = (random_batch((64, 80), (50, 40)), random_batch((96, 64), (70, 60)))
+
+_COMPILE = """
+from core.errors import MachineError
+from core.trainer.compilation import compile_model
+from tests.models.test_detector import small_detector
+try:
+    compile_model(small_detector("detr"))
+except MachineError as error:
+    print(error.exit_code, error, error.hint)
+"""
+
+
+def loss_of(detector: Detector, batch: ImageBatch) -> torch.Tensor:
+    criterion = Criterion(LossConfig(), LabelAugmentationConfig(), detector.spec.family, 3)
+    return criterion(detector(batch), TARGETS).total
+
+
+def test_machine_without_a_compiler_is_named(tmp_path: Path) -> None:
+    environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", _COMPILE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.startswith("5 run.compile: torch.compile does not work on this machine")
+    assert "run.compile=false" in found.stdout
+
+
+@pytest.mark.slow
+def test_compiled_model_gives_the_same_losses_and_gradients_for_all_image_sizes() -> None:
+    with reproducible(torch.device("cpu")):
+        plain = small_detector("dela-detr", dropout=0.0).train()
+        compiled = copy.deepcopy(plain)
+        compile_model(compiled)
+        assert compiled.state_dict().keys() == plain.state_dict().keys()
+        for batch in BATCHES:
+            expected, found = loss_of(plain, batch), loss_of(compiled, batch)
+            assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+            expected.backward()
+            found.backward()
+        for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+            assert one.grad is not None
+            torch.testing.assert_close(
+                other.grad, one.grad, rtol=0, atol=1e-5 * one.grad.norm().item() + 1e-6, msg=name
+            )
+        torch.testing.assert_close(dict(compiled.named_buffers()), dict(plain.named_buffers()), rtol=1e-5, atol=1e-6)
+
+        compiled.load_state_dict(plain.state_dict())
+        with torch.no_grad():
+            expected_logits = plain.eval()(BATCHES[0]).logits
+            assert torch.equal(WeightAverage(compiled, 0.5).model(BATCHES[0]).logits, expected_logits)
+            with compiled_code_unused():
+                assert torch.equal(compiled.eval()(BATCHES[0]).logits, expected_logits)
