@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from core.errors import MachineError, ProcessLost, UsageError
+from core.torchrun import started_by_torchrun
 
 T = TypeVar("T")
 
-_ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TIMEOUT = datetime.timedelta(hours=1)
 """How long a process waits for the others: the first one checks and scores all images while they wait."""
 _BUCKET_NUMBERS = 8_000_000
@@ -172,11 +172,6 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         size += tensor.numel()
     if bucket:
         yield bucket
-
-
-def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether this process is one of several that torchrun, or an agent like it, started."""
-    return all(name in environment for name in _ENVIRONMENT)
 
 
 @contextmanager

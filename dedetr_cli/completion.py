@@ -25,3 +25,11 @@ def complete_split(incomplete: str) -> list[str]:
 def complete_device(incomplete: str) -> list[str]:
     """Return the kinds of device that begin so."""
     return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
+def complete_mode(incomplete: str) -> list[str]:
+    """Return the pictures of `visualize` that begin so, behind those already named before a comma."""
+    from core.api.visualization import ALL_MODES, MODES
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in (*MODES, ALL_MODES) if name.startswith(last)]

@@ -36,9 +36,11 @@ class Counter(Protocol):
 
 @contextmanager
 def make_counter(verb: str) -> Iterator[Counter]:
-    """Give a counter of images that shows a bar on a terminal, and nothing elsewhere."""
+    """Give a counter of images that shows a bar on a terminal, in the main process, and nothing elsewhere."""
+    from core import api
+
     console = stderr()
-    if not console.is_terminal:
+    if not console.is_terminal or not api.is_main_process():
         yield lambda done, total: None
         return
     columns = (TextColumn(verb), BarColumn(), TaskProgressColumn(), _ImagesPerSecondColumn())

@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from core.annotations.records import Category
 from core.config.schema import DataConfig
 from core.errors import DataError, UsageError
-from core.prediction import (
-    ImagePrediction,
-    PredictionFolder,
-    collect_images,
-    label_paths,
-    predict_images,
-    write_predictions_csv,
-    write_predictions_json,
-    write_yolo_labels,
-)
+from core.prediction.detect import ImagePrediction, predict_images
+from core.prediction.folder import PredictionFolder
+from core.prediction.inputs import collect_images
+from core.prediction.outputs import label_paths, write_predictions_csv, write_predictions_json, write_yolo_labels
 from core.structures import Detections, ImageBatch, ModelOutput
 from tests.datasets.scenes import eval_transform, make_scene
 from tests.trainer.tiny import tiny_assembly, tiny_config
@@ -301,7 +295,7 @@ def test_a_prediction_that_was_stopped_leaves_nothing_that_the_next_does_not_kno
 def test_a_folder_with_somebody_elses_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UsageError, match="other files"):
-        PredictionFolder(tmp_path)
+        PredictionFolder(tmp_path).check([])
 
 
 def test_f31_a_manifest_cannot_remove_what_lies_elsewhere(tmp_path: Path) -> None:

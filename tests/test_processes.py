@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from core.errors import UsageError
-from core.processes import ALONE, Processes, join_processes, started_by_torchrun
+from core.processes import ALONE, Processes, join_processes
+from core.torchrun import is_main_process, started_by_torchrun
 
 PROGRAM = """
 import json, sys, torch
@@ -86,6 +87,7 @@ def test_alone_everything_is_as_it_was() -> None:
 def test_variables_of_somebody_else_do_not_count_as_torchrun() -> None:
     """F68: a cluster's job scheduler leaves some of them in every environment."""
     assert not started_by_torchrun({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "3"})
+    assert is_main_process({"RANK": "3", "WORLD_SIZE": "8"})
     with join_processes(torch.device("cpu"), {"WORLD_SIZE": "8", "LOCAL_RANK": "0"}) as processes:
         assert processes == ALONE
     wrong = dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "many")

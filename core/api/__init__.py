@@ -14,12 +14,13 @@ from core.api.data import prepare_data, subsample
 from core.api.detector import Prediction, TrainedDetector, load_detector
 from core.api.dry_run import TrainingPlan, plan_training
 from core.api.evaluation import EvaluationOutcome, evaluate
-from core.api.launching import is_main_process, launch, report_error, was_launched
+from core.api.launching import launch, report_error, was_launched
 from core.api.prediction import PredictionOutcome, predict
 from core.api.preparation import check_run_folder
 from core.api.training import train
 from core.api.visualization import VisualizationOutcome, visualize
 from core.config.layers import ResolvedConfig, Setting
+from core.torchrun import is_main_process, started_by_torchrun
 
 if TYPE_CHECKING:
     from core.evaluation.coco import ClassResult, EvaluationResult
@@ -57,6 +58,7 @@ __all__ = [
     "report_error",
     "resolve_train_config",
     "resume_config",
+    "started_by_torchrun",
     "subsample",
     "train",
     "visualize",

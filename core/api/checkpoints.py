@@ -59,7 +59,7 @@ def open_checkpoint(
 
 
 def open_split(
-    data: Path | None, split: str, loaded: LoadedDetector, on_note: Say
+    data: Path | None, split: str, loaded: LoadedDetector, on_note: Say, *, check_files: bool = True
 ) -> tuple[PreparedDataset, AnnotationSet, DetectionDataset]:
     """Open the split that a detector is to be compared with, and check that both mean the same classes.
 
@@ -68,6 +68,7 @@ def open_split(
         split: its name.
         loaded: the detector.
         on_note: is told what is unusual about the annotations.
+        check_files: whether to look at the images' headers: of several processes one does.
 
     Raises:
         UsageError: no data set is named, neither here nor in the checkpoint.
@@ -83,7 +84,8 @@ def open_split(
     annotations, findings = read_split(dataset, split)
     for note in findings.notes():
         on_note(f"{split}: {note}")
-    check_images(split, annotations, dataset.splits[split].image_root)
+    if check_files:
+        check_images(split, annotations, dataset.splits[split].image_root)
     classes = loaded.assembly.classes
     if loaded.is_reference:
         # Its head has a row for every id up to the largest; without names there is nothing more to compare.

@@ -151,7 +151,7 @@ class TrainedDetector:
             UsageError: an image is of another kind, or the list is empty, or a class or number cannot be used.
             DataError: a file is missing or damaged.
         """
-        from core.prediction import detect
+        from core.prediction.detect import detect
 
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold must be in [0, 1], got {threshold}")

@@ -11,6 +11,7 @@ from core.api.common import LATEST, Say, say_nothing
 from core.api.preparation import OnWeights, PreparedRun, check_run_folder, prepare_run, refuse_contradictions
 from core.config.schema import BackboneConfig, Config
 from core.errors import CheckpointError, UsageError
+from core.torchrun import started_by_torchrun
 
 if TYPE_CHECKING:
     import torch
@@ -152,8 +153,6 @@ def _plan(
 
 
 def _num_processes() -> int:
-    from core.processes import started_by_torchrun
-
     text = os.environ.get("WORLD_SIZE", "")
     return int(text) if started_by_torchrun() and text.isdigit() else 1
 

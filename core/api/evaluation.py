@@ -46,7 +46,8 @@ def evaluate(
 ) -> EvaluationOutcome:
     """Score a checkpoint on a split.
 
-    Where nothing differs from the run, the numbers are also written into `eval/` of its folder.
+    Under torchrun (or `launch`) each process calls this alike, and all get the same numbers. Where nothing differs
+    from the run, they are also written into `eval/` of its folder.
 
     Args:
         checkpoint: run folder, checkpoint folder or weight file; None for the latest run.
@@ -63,29 +64,48 @@ def evaluate(
         DataError: there is no such data set or split, it has a fault, or other classes than the checkpoint.
     """
     from core.datasets.batches import EvalLoader
+    from core.device import choose_device
     from core.evaluation.coco import CocoEvaluator
     from core.evaluation.run import evaluate as score
+    from core.processes import join_processes
     from core.trainer.failures import out_of_memory_errors
+
+    with join_processes(choose_device(device or "auto")) as processes:
+        if not processes.is_main:
+            on_note, on_images = say_nothing, count_nothing
+        own_device = str(processes.device(choose_device(device or "auto")))
+        loaded, on = open_checkpoint(checkpoint, assignments, own_device, trust)
+        dataset, annotations, images = open_split(data, split, loaded, on_note, check_files=processes.is_main)
+        on_note(f"evaluating {loaded.path} on {split} of {dataset.root}")
+        config, world_size = loaded.assembly.config, processes.world_size
+        batches = EvalLoader(
+            images, config.data, rank=processes.rank, world_size=world_size, pin_memory=on.type == "cuda"
+        )
+        with out_of_memory_errors(config.data):
+            result = score(
+                loaded.assembly.model,
+                loaded.assembly.postprocess,
+                batches,
+                CocoEvaluator(annotations, loaded.assembly.classes),
+                on,
+                lambda done: on_images(min(done * world_size, len(images)), len(images)),
+                processes,
+            )
+    outcome = EvaluationOutcome(loaded.path, dataset.root, split, result)
+    # What was scored otherwise than the run itself does must not pass for the run's own number.
+    if processes.is_main and data is None and not assignments:
+        _keep(outcome, on_note)
+    return outcome
+
+
+def _keep(outcome: EvaluationOutcome, on_note: Say) -> None:
+    """Write the numbers into the run's folder, if the checkpoint is a run's."""
     from core.trainer.run_folder import run_folder_of
 
-    loaded, on = open_checkpoint(checkpoint, assignments, device, trust)
-    dataset, annotations, images = open_split(data, split, loaded, on_note)
-    on_note(f"evaluating {loaded.path} on {split} of {dataset.root}")
-    with out_of_memory_errors(loaded.assembly.config.data):
-        result = score(
-            loaded.assembly.model,
-            loaded.assembly.postprocess,
-            EvalLoader(images, loaded.assembly.config.data, pin_memory=on.type == "cuda"),
-            CocoEvaluator(annotations, loaded.assembly.classes),
-            on,
-            lambda done: on_images(done, len(images)),
-        )
-    outcome = EvaluationOutcome(loaded.path, dataset.root, split, result)
-    run = run_folder_of(loaded.path)
-    # What was scored otherwise than the run itself does must not pass for the run's own number.
-    if run is not None and data is None and not assignments:
-        try:
-            write_json(run / "eval" / f"{split}.json", asdict(outcome))
-        except MachineError as error:
-            on_note(f"the numbers were not kept: {error}")
-    return outcome
+    run = run_folder_of(outcome.checkpoint)
+    if run is None:
+        return
+    try:
+        write_json(run / "eval" / f"{outcome.split}.json", asdict(outcome))
+    except MachineError as error:
+        on_note(f"the numbers were not kept: {error}")

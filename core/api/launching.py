@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import DedetrError, MachineError, ProcessLost, UsageError
+from core.torchrun import started_by_torchrun
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -25,11 +26,6 @@ def was_launched() -> bool:
     """Tell whether `launch` started this process."""
     # The process that launches others has the variable too.
     return os.environ.get(_LAUNCHED, str(os.getpid())) != str(os.getpid())
-
-
-def is_main_process() -> bool:
-    """Tell whether this is the process that speaks: the only one, or the first of torchrun's."""
-    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 def launch(command: Sequence[str], num_processes: int) -> int:
@@ -50,7 +46,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
     """
     if num_processes < 1:
         raise UsageError("at least one process is needed", where="--nproc", hint="--nproc 1")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if started_by_torchrun():
         raise UsageError("torchrun decides on the number of processes", where="--nproc", hint="leave it out")
     os.environ[_LAUNCHED] = str(os.getpid())
     # Threads of all processes together fill the machine; torchrun itself would give each a single one.

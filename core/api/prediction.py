@@ -15,7 +15,8 @@ from core.files import write_atomic
 
 if TYPE_CHECKING:
     from core.annotations.records import Category
-    from core.prediction import ImagePrediction, PredictionFolder
+    from core.prediction.detect import ImagePrediction
+    from core.prediction.folder import PredictionFolder
 
 JSON_NAME = "predictions.json"
 CSV_NAME = "predictions.csv"
@@ -95,10 +96,13 @@ def predict(
         CheckpointError: there is no such checkpoint, or it cannot be read.
         MachineError: `out` cannot be written.
     """
-    from core.prediction import PredictionFolder, collect_images, predict_images
+    from core.prediction.inputs import collect_images
+
+    paths = collect_images(inputs)  # a wrong name is told before PyTorch is loaded
+    from core.prediction.detect import predict_images
+    from core.prediction.folder import PredictionFolder
     from core.trainer.failures import out_of_memory_errors
 
-    paths = collect_images(inputs)
     plan = _plan(out, paths, pictures=pictures, yolo=yolo)
     folder = PredictionFolder(out)
     keep_originals(out, paths, [*plan.files, *folder.earlier])
@@ -156,7 +160,7 @@ class _Plan:
 
 
 def _plan(out: Path, images: Sequence[Path], *, pictures: bool, yolo: bool) -> _Plan:
-    from core.prediction import label_paths
+    from core.prediction.outputs import label_paths
     from core.visualization.pictures import picture_paths
 
     class_list, labels = label_paths(out / LABELS_NAME, images)
@@ -196,7 +200,7 @@ def _write_crops(
 
 
 def _write_labels_and_tables(plan: _Plan, predictions: Sequence[ImagePrediction], classes: Sequence[Category]) -> None:
-    from core.prediction import write_predictions_csv, write_predictions_json, write_yolo_labels
+    from core.prediction.outputs import write_predictions_csv, write_predictions_json, write_yolo_labels
 
     for path in plan.class_list:
         write_atomic(path, "".join(" ".join(category.name.splitlines()) + "\n" for category in classes))

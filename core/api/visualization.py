@@ -208,7 +208,7 @@ def _images_named_like(pictures: Sequence[Path], scenes: Sequence[_Scene]) -> li
 
 
 def _compare(scene: _Scene, loaded: LoadedDetector, on: torch.device, threshold: float, out: Path) -> None:
-    from core.prediction import predict_images
+    from core.prediction.detect import predict_images
     from core.visualization.pictures import draw_comparison
 
     parts = loaded.assembly

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from core.annotations.records import Category
 from core.config.schema import BackboneConfig, ModelConfig, Section
@@ -92,8 +93,16 @@ _CITYSCAPES = ("person", "car", "train", "rider", "truck", "motorcycle", "bicycl
 
 
 def reference_class_names(num_classes: int) -> dict[int, str]:
-    """Return the names of a reference head's rows, as far as they are known: Cityscapes has 9 rows, id 0 unused."""
-    return dict(enumerate(_CITYSCAPES, start=1)) if num_classes == len(_CITYSCAPES) + 1 else {}
+    """Return the names of a reference head's rows, as far as they are known.
+
+    Cityscapes has 9 rows, id 0 unused; COCO 91, with gaps in its ids.
+    """
+    if num_classes == len(_CITYSCAPES) + 1:
+        return dict(enumerate(_CITYSCAPES, start=1))
+    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    if num_classes == len(coco):
+        return {row: name for row, name in enumerate(coco) if name not in ("__background__", "N/A")}
+    return {}
 
 
 def reference_classes(num_classes: int) -> tuple[Category, ...]:

@@ -22,28 +22,29 @@ class PredictionFolder:
     Args:
         root: the folder; it need not exist.
 
-    Raises:
-        UsageError: it holds other files, and no manifest of a prediction.
+    Attributes:
+        earlier: the files that an earlier prediction wrote.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         earlier = _read_manifest(root)
-        if earlier is None and root.is_dir() and any(root.iterdir()):
-            raise UsageError(
-                "the folder holds other files, and dedetr replaces only predictions of its own",
-                where=str(root),
-                hint="name another folder with --out",
-            )
         self.earlier = frozenset(earlier or ())
+        self._is_ours = earlier is not None
         self._claimed: set[Path] = set()
 
     def check(self, files: Iterable[Path], folders: Iterable[Path] = ()) -> None:
         """Check that files can be written, and files of any name into folders, without replacing somebody else's.
 
         Raises:
-            UsageError: one would be replaced.
+            UsageError: one would be replaced, or the folder holds other files and no manifest of a prediction.
         """
+        if not self._is_ours and self.root.is_dir() and any(self.root.iterdir()):
+            raise UsageError(
+                "the folder holds other files, and dedetr replaces only predictions of its own",
+                where=str(self.root),
+                hint="name another folder with --out",
+            )
         inside = (path for folder in folders for path in folder.rglob("*") if not path.is_dir())
         for path in (*files, *inside):
             if path not in self.earlier and (path.exists() or path.is_symlink()):

@@ -24,11 +24,13 @@ class WeightAverage:
         decay: share of the average that each step keeps, once there have been many.
 
     Attributes:
-        model: the average, without gradients and in evaluation mode; its keys are those of the trained model.
+        model: the average, in evaluation mode; its keys are those of the trained model.
     """
 
     def __init__(self, model: Detector, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        # Its weights stay marked as trainable, though nothing differentiates them: `matmul` chooses its way by that
+        # mark, and so rounds as in the model that is loaded from a checkpoint.
+        self.model = copy.deepcopy(model).eval()
         self.decay = decay
         trained, averaged = model.state_dict(keep_vars=True), self.model.state_dict(keep_vars=True)
         pairs = [(averaged[key], trained[key]) for key in averaged]

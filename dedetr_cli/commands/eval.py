@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
     set_: Set = None,
     device: Device = None,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", min=1, help="Processes on this machine that share the images.")
+    ] = None,
     trust_checkpoint: Trust = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -28,6 +32,11 @@ def evaluate(
     """Evaluate a checkpoint: the 12 COCO numbers and the AP of every class, equal to pycocotools'."""
     from core import api
 
+    if nproc is not None and nproc > 1 and not api.was_launched():
+        code = api.launch([sys.executable, "-m", "dedetr_cli", *sys.argv[1:]], num_processes=nproc)
+        if code:
+            raise SystemExit(code)  # the processes have said why
+        return
     with make_counter("evaluated") as counter:
         outcome = api.evaluate(
             checkpoint,
@@ -39,6 +48,8 @@ def evaluate(
             on_images=counter,
             on_note=print_note,
         )
+    if not api.is_main_process():
+        return
     if as_json:
         print_json("eval", as_dict(outcome))
         return

@@ -113,7 +113,7 @@ def _check_combinations(given: Mapping[str, Any]) -> None:
         raise typer.BadParameter("is for --resume", param_hint="--override")
     if given["lr_drop"] is not None and given["schedule"] not in (None, "step"):
         raise typer.BadParameter("is for --schedule step", param_hint="--lr-drop")
-    if given["nproc"] is not None and "WORLD_SIZE" in os.environ and not api.was_launched():
+    if given["nproc"] is not None and api.started_by_torchrun() and not api.was_launched():
         raise typer.BadParameter("torchrun decides on the number of processes", param_hint="--nproc")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dedetr_cli.completion import complete_mode, complete_split
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_line, print_note
 from dedetr_cli.progress import make_counter
@@ -19,17 +20,19 @@ def visualize(
         typer.Option(
             "--mode",
             metavar="MODE",
-            help="compare, curves, matches, attention or all; several by commas or repeated.  "
-            "[default: compare,curves]",
+            autocompletion=complete_mode,
+            show_default="compare,curves",
+            help="compare (ground truth beside predictions), curves (of the run), matches (which queries learn from "
+            "which label), attention (where queries look) or all; several by commas, or repeated.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where the pictures go.  [default: plots/ of the run]")
+        Path | None, typer.Option("--out", show_default="plots/ of the run", help="Where the pictures go.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="The data set.  [default: the one it was trained on]")
+        Path | None, typer.Option("--data", show_default="the one it was trained on", help="The data set.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    split: Annotated[str, typer.Option("--split", autocompletion=complete_split, help="train, val or test.")] = "val",
     num_images: Annotated[int, typer.Option("--num-images", min=0, help="How many images.")] = 8,
     threshold: Annotated[
         float, typer.Option("--threshold", min=0.0, max=1.0, help="compare: leave out detections that score less.")
@@ -43,11 +46,7 @@ def visualize(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw what a checkpoint does: ground truth beside predictions, curves, matches, attention.
-
-    compare: ground truth beside predictions. curves: loss, AP and learning rate of the run. matches: which queries
-    learn from which label, those of repeated labels marked. attention: where queries look, layer by layer.
-    """
+    """Draw ground truth beside predictions, training curves, what queries learn from, and where they look."""
     from core import api
 
     with make_counter("drawn") as counter:

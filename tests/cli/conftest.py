@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,9 +37,13 @@ def dedetr(
 
 
 def succeed(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command and require exit code 0."""
+    """Run the command and require exit code 0; with --json also that stdout is one document of that command."""
     done = dedetr(*arguments, cwd=cwd)
     assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    if "--json" in arguments:
+        document = json.loads(done.stdout)
+        assert (document["schema_version"], document["command"]) == (1, arguments[0])
+        assert "error" not in document
     return done
 
 

@@ -33,6 +33,18 @@ def test_two_processes_leave_one_run_and_one_result(trained: Path, tmp_path: Pat
     assert alone["evaluation"]["stats"] == pytest.approx(result["evaluation"]["stats"], abs=1e-12)
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_evaluation_gives_the_same_numbers_on_any_number_of_processes(trained: Path, processes: int) -> None:
+    """F62: three processes share 60 images in four batches, so that one of them has more."""
+    arguments = ["eval", "--checkpoint", "runs/tiny", "--set", "data.batch_size=16", "--json"]
+    one, many = (
+        json.loads(succeed(*arguments, "--nproc", str(count), cwd=trained).stdout)["evaluation"]
+        for count in (1, processes)
+    )
+    assert many == one
+    assert one["num_detections"] > 0
+
+
 def test_torchrun_starts_the_same_command(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = torchrun("-m", "dedetr_cli", "train", *FEW, "--out", run, "--json", processes=2, cwd=trained)
@@ -105,7 +117,8 @@ def test_wrong_numbers_of_processes_are_refused(trained: Path, tmp_path: Path) -
     done = dedetr("train", *FEW, "--nproc", "5", "--out", tmp_path / "run", cwd=trained)
     assert done.returncode == 2, done.stderr
     assert "shared by 5 processes" in done.stderr
-    done = dedetr("train", *FEW, "--nproc", "2", "--out", tmp_path / "run", cwd=trained, TORCHELASTIC_RUN_ID="x")
+    torchruns = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    done = dedetr("train", *FEW, "--nproc", "2", "--out", tmp_path / "run", cwd=trained, **torchruns)
     assert done.returncode == 2, done.stderr
     assert "torchrun decides" in done.stderr
     assert not (tmp_path / "run").exists()

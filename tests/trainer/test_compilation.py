@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,14 @@ from core.trainer.weight_average import WeightAverage
 from tests.losses.samples import random_targets
 from tests.models.test_detector import random_batch, small_detector
 
+
+def in_float64(*sizes_hw: tuple[int, int]) -> ImageBatch:
+    batch = random_batch(*sizes_hw)
+    return replace(batch, pixels=batch.pixels.double())
+
+
 TARGETS = random_targets([3, 2], seed=0)
-BATCHES = (random_batch((64, 80), (50, 40)), random_batch((96, 64), (70, 60)))
+BATCHES = [in_float64(*sizes) for sizes in (((64, 80), (50, 40)), ((96, 64), (70, 60)))]
 
 _COMPILE = """
 from core.errors import MachineError
@@ -50,21 +57,22 @@ def test_machine_without_a_compiler_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_model_gives_the_same_losses_and_gradients_for_all_image_sizes() -> None:
     with reproducible(torch.device("cpu")):
-        plain = small_detector("dela-detr", dropout=0.0).train()
+        # In float64: where a float32 network lies at a kink, its last bit decides on percents of a gradient.
+        plain = small_detector("dela-detr", dropout=0.0).double().train()
         compiled = copy.deepcopy(plain)
         compile_model(compiled)
         assert compiled.state_dict().keys() == plain.state_dict().keys()
         for batch in BATCHES:
             expected, found = loss_of(plain, batch), loss_of(compiled, batch)
-            assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+            assert found.item() == pytest.approx(expected.item(), rel=1e-9)
             expected.backward()
             found.backward()
         for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
             assert one.grad is not None
-            torch.testing.assert_close(
-                other.grad, one.grad, rtol=0, atol=1e-5 * one.grad.norm().item() + 1e-6, msg=name
-            )
-        torch.testing.assert_close(dict(compiled.named_buffers()), dict(plain.named_buffers()), rtol=1e-5, atol=1e-6)
+            assert other.grad is not None
+            assert (other.grad - one.grad).norm() < 1e-9 * (one.grad.norm() + 1e-3), name
+        for (name, one), other in zip(plain.named_buffers(), compiled.buffers(), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9, msg=name)
 
         compiled.load_state_dict(plain.state_dict())
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_processes_equal_one_with_the_same_batch(one: Path, processes: int, tmp_
     assert_close_runs(many, one, 1e-5)
 
 
+def test_two_machines_equal_one(one: Path, tmp_path: Path) -> None:
+    """Two agents, each with a process whose local rank is 0, that find each other as those of two machines do."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two"]
+    command += ["-m", "tests.trainer.tiny", str(tmp_path / "run"), "--side", str(SIDE), "--config", json.dumps(EXACT)]
+    agents = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    for agent in agents:
+        _, errors = agent.communicate(timeout=200)
+        assert agent.returncode == 0, errors
+    assert_close_runs(tmp_path / "run", one, 1e-5)
+
+
 @pytest.mark.parametrize("model", ["dela-detr", "dela-conddetr"])
 def test_micro_batches_equal_one_batch(model: str, tmp_path: Path) -> None:
     sections = {**EXACT, "model": {"name": model, "dropout": 0.0}}
@@ -95,17 +111,8 @@ def test_stopped_by_a_signal_to_one_process_and_resumed_ends_as_unbroken(tmp_pat
     unbroken = run_many(tmp_path / "unbroken", 2)
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += [
-        "--rdzv-endpoint",
-        "localhost:0",
-        "-m",
-        "tests.trainer.tiny",
-        str(folder),
-        "--rest-after",
-        "5",
-        "--rest-seconds",
-        "3",
-    ]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "tests.trainer.tiny", str(folder)]
+    command += ["--rest-after", "5", "--rest-seconds", "3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

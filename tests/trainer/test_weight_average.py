@@ -11,6 +11,7 @@ from core.config.schema import OptimizerConfig
 from core.models.detector import Detector
 from core.trainer.optimizer import build_optimizer
 from core.trainer.weight_average import WeightAverage
+from tests.models.test_detector import random_batch
 from tests.trainer.tiny import tiny_assembly, tiny_config
 
 DECAY = 0.5
@@ -64,9 +65,9 @@ def test_averaged_model_is_a_detector_of_its_own_that_only_evaluates() -> None:
     pointers = {tensor.data_ptr() for tensor in model.state_dict().values()}
     assert not any(tensor.data_ptr() in pointers for tensor in average.model.state_dict().values())
     assert not any(module.training for module in average.model.modules())
-    assert not any(parameter.requires_grad for parameter in average.model.parameters())
-    assert all(parameter.requires_grad for parameter in model.parameters())
     assert model.training
+    average.model(random_batch((64, 64))).logits.sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
     before = [parameter.clone() for parameter in model.parameters()]
     average.update(0)
     assert all(torch.equal(left, right) for left, right in zip(before, model.parameters(), strict=True))

@@ -1,0 +1,19 @@
+"""What torchrun, or an agent like it, tells the processes that it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""All of them: job schedulers leave some in every environment."""
+
+
+def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether this process is one of several that were started together."""
+    return all(name in environment for name in VARIABLES)
+
+
+def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether this is the process that speaks: the only one, or the first of several."""
+    return not started_by_torchrun(environment) or environment["RANK"] == "0"
