@@ -29,7 +29,7 @@ DataRoot = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="A run folder, a checkpoint folder or a weight file.  [default: runs/latest]"),
+    typer.Option("--checkpoint", help="A run folder, a checkpoint folder or a weight file. (default: runs/latest)"),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", autocompletion=complete_device, help="auto, cpu, cuda, cuda:N or mps.")

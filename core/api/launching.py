@@ -54,8 +54,6 @@ def launch(command: Sequence[str], num_processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # What the agent has to say about its children, they say better themselves.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="dedetr-") as folder:
         try:
             _start(command, num_processes, folder)
@@ -84,6 +82,10 @@ def _start(command: Sequence[str], num_processes: int, folder: str) -> None:
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
+    # What the agent has to say about its children, they say better themselves.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     elastic_launch(config, command[0])(*command[1:])
 
 

@@ -99,6 +99,8 @@ def prepare_run(
     with processes.first_of_machine():
         assembly = assemble(config, inputs.classes, load_backbone_weights=load_backbone_weights, download=download)
     if weights is not None:
+        if config.backbone.weights is not None:
+            on_note(f"the backbone's weights {config.backbone.weights} are not read: all weights come from {weights}")
         report = _start_from(assembly, weights, trust=trust, on_note=on_note)
         if on_weights is not None:
             on_weights(report)

@@ -21,7 +21,7 @@ from core.evaluation.coco import CocoEvaluator, EvaluationResult
 from core.evaluation.run import evaluate
 from core.processes import ALONE, Processes
 from core.trainer.clock import Clock
-from core.trainer.compilation import compile_model
+from core.trainer.compilation import compile_model, compiled_code_unused
 from core.trainer.device import reproducible
 from core.trainer.failures import out_of_memory_errors
 from core.trainer.journal import Journal
@@ -340,14 +340,16 @@ class _Trainer:
     def _evaluate(self, validation: Validation, epoch: int) -> EvaluationResult:
         began = time.monotonic()
         evaluator = CocoEvaluator(validation.annotations, self.assembly.classes)
-        result = evaluate(
-            self.stepper.best_model,
-            self.assembly.postprocess,
-            self._evaluation_batches(),
-            evaluator,
-            self.device,
-            processes=self.processes,
-        )
+        # Compiled code rounds otherwise than `dedetr eval`, and would be made anew for evaluation's image sizes.
+        with compiled_code_unused() if self.config.run.compile else contextlib.nullcontext():
+            result = evaluate(
+                self.stepper.best_model,
+                self.assembly.postprocess,
+                self._evaluation_batches(),
+                evaluator,
+                self.device,
+                processes=self.processes,
+            )
         self._poll()
         self.clock.add_evaluation(time.monotonic() - began)
         if self.reporter.wants_pictures and self.config.run.num_logged_images:

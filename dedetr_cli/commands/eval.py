@@ -17,7 +17,7 @@ from dedetr_cli.tables import evaluation_tables
 def evaluate(
     checkpoint: Checkpoint = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="The data set.  [default: the one it was trained on]")
+        Path | None, typer.Option("--data", help="The data set. (default: the one it was trained on)")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
     set_: Set = None,

@@ -35,7 +35,7 @@ def predict(
         list[str] | None, typer.Option("--classes", metavar="NAME,NAME", help="Keep only objects of these classes.")
     ] = None,
     nms: Annotated[
-        bool | None, typer.Option("--nms/--no-nms", help="Suppress overlapping detections.  [default: as trained]")
+        bool | None, typer.Option("--nms/--no-nms", help="Suppress overlapping detections. (default: as trained)")
     ] = None,
     nms_iou: Annotated[
         float | None, typer.Option("--nms-iou", min=0.0, max=1.0, help="Overlap that suppresses.")

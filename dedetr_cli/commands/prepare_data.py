@@ -26,12 +26,12 @@ def prepare_data(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where the prepared data set goes.")] = Path("data"),
     source_format: Annotated[
-        SourceFormat | None, typer.Option("--format", help="What the source is.  [default: recognised]")
+        SourceFormat | None, typer.Option("--format", help="What the source is. (default: recognised)")
     ] = None,
     val: Annotated[
         float | None,
         typer.Option(
-            "--val", help="Share of images set aside for validation where the source has no lists.  [default: 0.2]"
+            "--val", help="Share of images set aside for validation where the source has no lists. (default: 0.2)"
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of that split.")] = 0,

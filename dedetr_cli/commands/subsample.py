@@ -16,7 +16,7 @@ def subsample(
     data: DataRoot = Path("data"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed takes other images.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The subset file.  [default: beside the training annotations]")
+        Path | None, typer.Option("--out", help="The subset file. (default: beside the training annotations)")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
