@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from core.models.weight_files import LoadReport
     from core.processes import Processes
     from core.trainer.inputs import TrainingInputs
-    from core.trainer.loop import Validation
+    from core.trainer.validation import Validation
 
 OnWeights = Callable[["LoadReport"], None]
 

@@ -17,8 +17,8 @@ from core.datasets.statistics import count_images_over
 from core.errors import DataError, UsageError
 from core.evaluation.preflight import MIN_AP, PreflightResult, replay_ground_truth
 from core.files import sha256_of
-from core.trainer.loop import Validation
 from core.trainer.run_folder import DatasetIdentity
+from core.trainer.validation import Validation
 
 Say = Callable[[str], None]
 

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.annotations.records import AnnotationSet
 from core.assembly import Assembly
-from core.datasets.batches import Batch, EvalLoader, TrainLoader, data_worker_errors
+from core.datasets.batches import TrainLoader, data_worker_errors
 from core.datasets.dataset import DetectionDataset
 from core.device import place
 from core.errors import Interrupted
-from core.evaluation.coco import CocoEvaluator, EvaluationResult
-from core.evaluation.run import evaluate
+from core.evaluation.coco import EvaluationResult
 from core.processes import ALONE, Processes
 from core.trainer.clock import Clock
-from core.trainer.compilation import compile_model, compiled_code_unused
+from core.trainer.compilation import compile_model
 from core.trainer.device import reproducible
 from core.trainer.failures import out_of_memory_errors
 from core.trainer.journal import Journal
 from core.trainer.loggers import LoggedRun, LoggingReporter, open_writers
-from core.trainer.loggers.pictures import draw_logged_images
 from core.trainer.progress import Progress
 from core.trainer.reporter import (
     CombinedReporter,
     Evaluated,
     NullReporter,
-    PredictionsDrawn,
     Reporter,
     RunStarted,
     StepDone,
@@ -41,19 +37,7 @@ from core.trainer.run_folder import DatasetIdentity, RunFolder
 from core.trainer.signals import StoppedAtOnce, StopSignals
 from core.trainer.state import TrainState
 from core.trainer.step import StepNumbers, Stepper
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a run is evaluated on.
-
-    Attributes:
-        dataset: images, with the transform of evaluation.
-        annotations: what should be found in them.
-    """
-
-    dataset: DetectionDataset
-    annotations: AnnotationSet
+from core.trainer.validation import Validation, Validator
 
 
 @dataclass(frozen=True)
@@ -64,7 +48,7 @@ class TrainResult:
         run_folder: where everything was written.
         evaluation: of the last weights; None without validation.
         best_ap: the highest AP of all evaluations; None where there was nothing to measure.
-        num_epochs: epochs done.
+        num_epochs: epochs done; one that was cut short counts.
         num_steps: optimizer steps done.
         minutes: training time, over all sessions of the run.
     """
@@ -182,7 +166,6 @@ class _Trainer:
         config = assembly.config
         self.assembly = assembly
         self.config = config
-        self.validation = validation
         self.path = path
         self.device = device
         self.journal = journal
@@ -191,14 +174,16 @@ class _Trainer:
         self.signals = signals
         self.state = TrainState()
         self.clock = Clock()
-        loading: dict[str, Any] = {
-            "rank": processes.rank, "world_size": processes.world_size, "pin_memory": device.type == "cuda",
-        }  # fmt: skip
-        accumulate = config.optimizer.accumulate
         self.train_loader = TrainLoader(
-            train_dataset, config.data, seed=config.run.seed, accumulate=accumulate, **loading
+            train_dataset,
+            config.data,
+            seed=config.run.seed,
+            accumulate=config.optimizer.accumulate,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            pin_memory=device.type == "cuda",
         )
-        self.eval_loader = EvalLoader(validation.dataset, config.data, **loading) if validation else None
+        self.validator = Validator(validation, assembly, device, processes) if validation else None
         self.progress = Progress(config.schedule, config.run.eval_every, len(self.train_loader))
         place(assembly.model, device)
         self.stepper = Stepper(assembly, device, path / "diverged", processes)
@@ -222,8 +207,8 @@ class _Trainer:
             while not self.progress.is_over(self.state):
                 self._train_epoch()
                 evaluation = self._end_epoch()
-            if evaluation is None and self.validation:
-                evaluation = self._evaluate(self.validation, self.state.epoch)
+            if evaluation is None and self.validator:
+                evaluation = self._evaluate(self.validator, self.state.epoch)
         except StoppedAtOnce:
             raise
         except Interrupted as stop:
@@ -240,7 +225,7 @@ class _Trainer:
             run_folder=self.path,
             evaluation=evaluation,
             best_ap=self.state.best_ap,
-            num_epochs=self.state.epoch,
+            num_epochs=self.state.epoch + int(self.state.batches_done > 0),
             num_steps=self.state.step,
             minutes=self._seconds() / 60,
         )
@@ -248,8 +233,8 @@ class _Trainer:
     def close(self) -> None:
         """End the data workers."""
         self.train_loader.close()
-        if self.eval_loader is not None:
-            self.eval_loader.close()
+        if self.validator is not None:
+            self.validator.close()
 
     def _poll(self) -> None:
         self.signals.poll(self.processes)
@@ -262,7 +247,7 @@ class _Trainer:
                 device=str(self.device),
                 num_processes=self.processes.world_size,
                 num_train_images=len(self.train_loader.dataset),
-                num_val_images=len(self.validation.dataset) if self.validation else 0,
+                num_val_images=len(self.validator.validation.dataset) if self.validator else 0,
                 num_epochs=self.progress.num_epochs,
                 num_steps=self.progress.num_steps,
                 first_step=self.state.step,
@@ -272,15 +257,11 @@ class _Trainer:
     def _train_epoch(self) -> None:
         """Make the steps of the epoch that are left."""
         self._poll()
-        if self.state.batches_done >= len(self.train_loader):
-            return
         self.stepper.train()
         steps = self.train_loader.epoch(self.state.epoch, self.state.batches_done)
-        while self.state.step < self.progress.num_steps:
+        while not self.progress.is_epoch_done(self.state):
             began = time.monotonic()
-            micro_batches = next(steps, None)
-            if micro_batches is None:
-                return
+            micro_batches = next(steps)
             waited = time.monotonic() - began
             numbers = self.stepper.step(micro_batches, self.state.step, self.state.epoch, self.progress.num_steps)
             self.state.step += 1
@@ -290,8 +271,7 @@ class _Trainer:
             num_images = self.processes.world_size * sum(len(batch) for batch in micro_batches)
             self.clock.add_step(num_images, time.monotonic() - began, waited)
             event = self._step_event(numbers)
-            is_last = self.state.batches_done == len(self.train_loader) or self.state.step == self.progress.num_steps
-            if self.state.step % self.config.run.log_every == 0 or is_last:
+            if self.state.step % self.config.run.log_every == 0 or self.progress.is_epoch_done(self.state):
                 self._record_window(numbers.learning_rate)
             self.reporter.step_done(event)
             self._poll()
@@ -308,7 +288,7 @@ class _Trainer:
             grad_norm=numbers.grad_norm,
             images_per_second=self.clock.images_per_second,
             data_wait_share=self.clock.data_wait_share,
-            eta_seconds=self.clock.eta_seconds(steps_left, evaluations_left if self.validation else 0),
+            eta_seconds=self.clock.eta_seconds(steps_left, evaluations_left if self.validator else 0),
         )
 
     def _record_window(self, learning_rate: float) -> None:
@@ -325,10 +305,10 @@ class _Trainer:
         """Evaluate and save, as far as it is due."""
         epoch, is_last = self.state.epoch + 1, self.progress.is_last_epoch(self.state)
         evaluation: EvaluationResult | None = None
-        if self.validation and (is_last or epoch % self.config.run.eval_every == 0):
-            evaluation = self._evaluate(self.validation, epoch)
-        self.state.epoch, self.state.batches_done = epoch, 0
-        is_best = evaluation is not None and self._record_evaluation(evaluation)
+        if self.validator and (is_last or epoch % self.config.run.eval_every == 0):
+            evaluation = self._evaluate(self.validator, epoch)
+        self.progress.close_epoch(self.state)
+        is_best = evaluation is not None and self._record_evaluation(evaluation, epoch)
         stops = not is_last and self.progress.is_over(self.state)
         if is_best or is_last or stops or epoch % self.config.run.checkpoint_every == 0:
             self.state.seconds = self._seconds()
@@ -337,48 +317,17 @@ class _Trainer:
             self.reporter.warning(f"stopped after {self.state.num_worse} evaluations without a better AP")
         return evaluation
 
-    def _evaluate(self, validation: Validation, epoch: int) -> EvaluationResult:
+    def _evaluate(self, validator: Validator, epoch: int) -> EvaluationResult:
         began = time.monotonic()
-        evaluator = CocoEvaluator(validation.annotations, self.assembly.classes)
-        # Compiled code rounds otherwise than `dedetr eval`, and would be made anew for evaluation's image sizes.
-        with compiled_code_unused() if self.config.run.compile else contextlib.nullcontext():
-            result = evaluate(
-                self.stepper.best_model,
-                self.assembly.postprocess,
-                self._evaluation_batches(),
-                evaluator,
-                self.device,
-                processes=self.processes,
-            )
-        self._poll()
+        result = validator.run(self.stepper.best_model, self.reporter, self._poll, epoch, self.state.step)
         self.clock.add_evaluation(time.monotonic() - began)
-        if self.reporter.wants_pictures and self.config.run.num_logged_images:
-            names = [category.name for category in self.assembly.classes]
-            pictures = draw_logged_images(
-                validation.dataset, evaluator.detections, names, self.config.run.num_logged_images
-            )
-            self.reporter.predictions_drawn(PredictionsDrawn(epoch, self.state.step, pictures))
         return result
 
-    def _evaluation_batches(self) -> Iterator[Batch]:
-        """Yield this process's batches, and poll as often as every other process does, whatever its share is."""
-        if self.eval_loader is None:
-            raise ValueError("there is nothing to evaluate on")
-        num_polls = self.processes.largest(len(self.eval_loader))
-        self.reporter.evaluation_started(num_polls)
-        for batch in self.eval_loader:
-            yield batch
-            self._poll()
-            num_polls -= 1
-            self.reporter.evaluation_batch_done()
-        for _ in range(num_polls):
-            self._poll()
-
-    def _record_evaluation(self, evaluation: EvaluationResult) -> bool:
+    def _record_evaluation(self, evaluation: EvaluationResult, epoch: int) -> bool:
         is_best = self.state.offer(evaluation.stats["AP"])
         minutes = self._seconds() / 60
         per_class = [asdict(result) for result in evaluation.per_class]
-        epoch, step, stats = self.state.epoch, self.state.step, evaluation.stats
+        step, stats = self.state.step, evaluation.stats
         line: dict[str, Any] = {
             "epoch": epoch,
             "step": step,

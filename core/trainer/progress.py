@@ -22,22 +22,42 @@ class Progress:
     def __init__(self, schedule: ScheduleConfig, eval_every: int, steps_per_epoch: int) -> None:
         self.num_steps = schedule.steps or schedule.epochs * steps_per_epoch
         self.num_epochs = -(-self.num_steps // steps_per_epoch)
+        self._ends_at_step = schedule.steps
+        self._steps_per_epoch = steps_per_epoch
         self._eval_every = eval_every
         self._patience = schedule.patience
 
     def is_over(self, state: TrainState) -> bool:
-        """Return whether all epochs are done, or the AP has not grown for too long."""
-        has_stalled = self._patience is not None and state.num_worse >= self._patience
-        return has_stalled or state.epoch >= self.num_epochs
+        """Return whether all is done, the last evaluation too, or the AP has not grown for too long."""
+        if self._patience is not None and state.num_worse >= self._patience:
+            return True
+        if self._ends_at_step is not None:
+            return state.closed_step >= self._ends_at_step
+        return state.epoch >= self.num_epochs
+
+    def is_epoch_done(self, state: TrainState) -> bool:
+        """Return whether the epoch under way has no step left, as it is whole or as the run ends in it."""
+        return state.batches_done >= self._steps_per_epoch or self._ends_in_it(state)
 
     def is_last_epoch(self, state: TrainState) -> bool:
-        """Return whether the epoch under way is the last."""
+        """Return whether the run ends with the epoch under way, all of whose steps are done."""
+        if self._ends_at_step is not None:
+            return self._ends_in_it(state)
         return state.epoch + 1 >= self.num_epochs
+
+    def close_epoch(self, state: TrainState) -> None:
+        """Count the epoch under way as done; one that is cut short stays open, for a run that is made longer."""
+        state.closed_step = state.step
+        if state.batches_done >= self._steps_per_epoch:
+            state.epoch, state.batches_done = state.epoch + 1, 0
 
     def left(self, state: TrainState) -> tuple[int, int]:
         """Return the steps and the evaluations that are still to come."""
         evaluations = self._evaluations_until(self.num_epochs) - self._evaluations_until(state.epoch)
         return self.num_steps - state.step, evaluations
+
+    def _ends_in_it(self, state: TrainState) -> bool:
+        return self._ends_at_step is not None and state.step >= self._ends_at_step
 
     def _evaluations_until(self, epoch: int) -> int:
         """Return how many evaluations are due in the first `epoch` epochs."""

@@ -51,6 +51,7 @@ class TrainState:
         batches_done: batches trained on in the epoch that is under way; all of them where only its evaluation
             is left to do.
         step: optimizer steps done.
+        closed_step: those that an evaluation and a checkpoint followed, as far as they were due.
         best_ap: the highest AP so far; None before an evaluation found one.
         best_step: the step that it was reached at.
         num_worse: evaluations since then.
@@ -62,6 +63,7 @@ class TrainState:
     epoch: int = 0
     batches_done: int = 0
     step: int = 0
+    closed_step: int = 0
     best_ap: float | None = None
     best_step: int | None = None
     num_worse: int = 0
