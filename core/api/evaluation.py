@@ -54,7 +54,7 @@ def evaluate(
         data: the data set; None for the one it was trained on.
         split: train, val or test.
         assignments: `section.key=value`, for what may change after training.
-        device: None for that of the configuration.
+        device: None for the best that there is.
         trust: unpickle the file even if that could run code.
         on_images: is told how many of how many images are done.
         on_note: is told what was evaluated.

@@ -72,7 +72,7 @@ def visualize(
         threshold: compare: the least score that is drawn.
         num_queries_shown: attention: how many queries of each image, the surest first.
         assignments: `section.key=value`, for what may change after training.
-        device: None for that of the configuration.
+        device: None for the best that there is.
         trust: unpickle the file even if that could run code.
         on_images: is told how many of how many images are done.
         on_note: is told what was drawn, and what could not be.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from core.config.schema import Config
 from core.errors import UsageError
 from core.models.weights import read_weights
 from core.trainer.checkpoint import CheckpointFolder
@@ -21,6 +22,26 @@ from tests.trainer.tiny import Recorder, tiny_config, tiny_run
 
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_records(folder / "metrics.jsonl") if line["kind"] == kind]
+
+
+class BreakOff(NullReporter):
+    """Ends the process's run after a step, without a word and without saving."""
+
+    def __init__(self, after_step: int) -> None:
+        self.after_step = after_step
+
+    def step_done(self, event: StepDone) -> None:
+        if event.step == self.after_step:
+            raise KeyboardInterrupt
+
+
+def assert_breaking_off_changes_nothing(config: Config, folder: Path, after_step: int) -> None:
+    """Run in `whole`, and in `run` with a break: both end with the same bits."""
+    tiny_run(folder / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(folder / "run", config, reporter=BreakOff(after_step))
+    tiny_run(folder / "run", config, resume=True)
+    assert_same_run(folder / "run", folder / "whole")
 
 
 def test_a_run_of_so_many_steps_ends_inside_an_epoch_and_can_be_made_longer(tmp_path: Path) -> None:
@@ -61,18 +82,8 @@ def test_patience_ends_a_run_that_grows_no_better_and_it_stays_ended(tmp_path: P
 
 def test_averaged_weights_are_evaluated_and_kept_and_resumed_to_the_last_bit(tmp_path: Path) -> None:
     config = tiny_config(optimizer={"ema_decay": 0.9})
-    tiny_run(tmp_path / "whole", config)
     folder = tmp_path / "run"
-
-    class Stop(NullReporter):
-        def step_done(self, event: StepDone) -> None:
-            if event.step == 6:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(folder, config, reporter=Stop())
-    tiny_run(folder, config, resume=True)
-    assert_same_run(folder, tmp_path / "whole")
+    assert_breaking_off_changes_nothing(config, tmp_path, after_step=6)
 
     checkpoint = CheckpointFolder(folder / "checkpoints", 2).load_newest(NullReporter())
     kept, trained = checkpoint.weights.state, checkpoint.training["model"]
@@ -88,18 +99,8 @@ def test_averaged_weights_are_evaluated_and_kept_and_resumed_to_the_last_bit(tmp
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_trains_resumes_and_keeps_float32_weights(tmp_path: Path, precision: str) -> None:
     config = tiny_config(run={"precision": precision})
-    tiny_run(tmp_path / "whole", config)
     folder = tmp_path / "run"
-
-    class Stop(NullReporter):
-        def step_done(self, event: StepDone) -> None:
-            if event.step == 6:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(folder, config, reporter=Stop())
-    tiny_run(folder, config, resume=True)
-    assert_same_run(folder, tmp_path / "whole")
+    assert_breaking_off_changes_nothing(config, tmp_path, after_step=6)
     state = read_weights(folder / "checkpoints" / "last" / "model.pt").state
     assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
     rows = lines(folder, "train")
@@ -112,19 +113,7 @@ def test_half_precision_trains_resumes_and_keeps_float32_weights(tmp_path: Path,
 
 def test_accumulation_is_resumed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     config = tiny_config(data={"batch_size": 4}, optimizer={"accumulate": 2}, run={"log_every": 1})
-    tiny_run(tmp_path / "whole", config)
-    folder, steps = tmp_path / "run", []
-
-    class Stop(NullReporter):
-        def step_done(self, event: StepDone) -> None:
-            steps.append(event.step)
-            if event.step == 3:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(folder, config, reporter=Stop())
-    tiny_run(folder, config, resume=True)
-    assert_same_run(folder, tmp_path / "whole")
+    assert_breaking_off_changes_nothing(config, tmp_path, after_step=3)
     with pytest.raises(UsageError, match="cannot be shared"):
         tiny_run(tmp_path / "few", tiny_config(data={"batch_size": 2}, optimizer={"accumulate": 3}))
 
