@@ -52,10 +52,15 @@ class Processes:
         """Return this process's device: of several CUDA devices the one with its number.
 
         Raises:
+            UsageError: one device is named for all of them.
             MachineError: there are fewer devices than processes.
         """
-        if self.world_size == 1 or wanted.type != "cuda":
+        if self.world_size == 1 or wanted.type == "cpu":
             return wanted
+        if str(wanted) != "cuda":
+            raise UsageError(
+                f"{self.world_size} processes cannot share {wanted}", where="--device", hint="--device cuda, or cpu"
+            )
         if self.local_rank >= torch.cuda.device_count():
             raise MachineError(
                 f"{self.local_rank + 1} processes or more, but {torch.cuda.device_count()} CUDA devices",
@@ -112,7 +117,7 @@ class Processes:
 
     @contextmanager
     def first_of_machine(self) -> Iterator[None]:
-        """Let one process of each machine go first, so that what it fetches is there for the others."""
+        """Let one process of each machine go first, so that what it fetches is there for all others."""
         if self.local_rank > 0:
             self.wait()
         yield
@@ -131,14 +136,13 @@ class Processes:
                 gradients.append(parameter.grad)
         self._reduce(gradients)
 
-    def average_buffers(self, module: nn.Module) -> None:
-        """Make the running statistics of all processes their mean, in place."""
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Make tensors their mean over all processes, in place."""
         if self.world_size == 1:
             return
-        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-        self._reduce(buffers)
-        for buffer in buffers:
-            buffer /= self.world_size
+        self._reduce(tensors)
+        for tensor in tensors:
+            tensor /= self.world_size
 
     def broadcast_state(self, module: nn.Module) -> None:
         """Give a module the main process's parameters and buffers, in place."""
@@ -223,5 +227,10 @@ def _lost_processes() -> Iterator[None]:
     """Turn an error of a transfer, which is that another process is gone, into one that says so."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        # PyTorch tells of a dead data worker at any line, so here too.
+        if "DataLoader worker" in str(error):
+            raise
         raise ProcessLost(f"another process of this run is gone: {str(error).splitlines()[0]}") from error

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from core.errors import DedetrError, Interrupted, UsageError
+from core.errors import DedetrError, Interrupted, ProcessLost, UsageError
 from dedetr_cli import __version__
 from dedetr_cli.commands import eval as eval_command
 from dedetr_cli.commands import predict, prepare_data, subsample, train, visualize
@@ -123,7 +123,8 @@ def _tell(error: DedetrError, text: str | None = None) -> None:
     api.report_error(error)
     if api.was_launched() and not isinstance(error, Interrupted):
         return
-    if not isinstance(error, Interrupted) or api.is_main_process():
+    # Of an error in one of torchrun's processes the others have nothing to tell.
+    if not isinstance(error, (Interrupted, ProcessLost)) or api.is_main_process():
         print_error(text or str(error), error.hint)
     # The command line may be what is wrong with the command line, so its words are looked at as they are.
     words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]

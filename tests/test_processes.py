@@ -31,7 +31,7 @@ with join_processes(torch.device("cpu")) as processes:
     if rank != 1:  # this one had nothing to learn from
         layer.weight.grad = torch.full((2, 3), 1.0 + rank)
     processes.sum_gradients(layer.parameters())
-    processes.average_buffers(norm)
+    processes.average([norm.running_mean, norm.running_var])
     answers = {
         "world_size": processes.world_size,
         "sum": processes.sum([rank, 2**52 + 1 if rank == 0 else 0]),

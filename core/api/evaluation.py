@@ -63,7 +63,7 @@ def evaluate(
         CheckpointError: there is no such checkpoint, or it cannot be read.
         DataError: there is no such data set or split, it has a fault, or other classes than the checkpoint.
     """
-    from core.datasets.batches import EvalLoader
+    from core.datasets.loaders import EvalLoader
     from core.device import choose_device
     from core.evaluation.coco import CocoEvaluator
     from core.evaluation.run import evaluate as score

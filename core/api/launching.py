@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LAUNCHED = "DEDETR_LAUNCHED"
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_SECONDS_TO_SAVE = "600"
+"""How long processes that were asked to stop may finish their step and save, before they are killed."""
 
 
 def was_launched() -> bool:
@@ -31,7 +33,8 @@ def was_launched() -> bool:
 def launch(command: Sequence[str], num_processes: int) -> int:
     """Run a command in several processes on this machine, which find each other as under torchrun.
 
-    Nothing is started again: an error of one process ends the others.
+    The variables of this process's environment that tell the others so stay set. Nothing is started again: an error
+    of one process ends the others.
 
     Args:
         command: program and arguments.
@@ -69,7 +72,8 @@ def _start(command: Sequence[str], num_processes: int, folder: str) -> None:
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGUSR1")
+    # By variable, as the releases we support have no field for it yet.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SECONDS_TO_SAVE)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -81,6 +85,7 @@ def _start(command: Sequence[str], num_processes: int, folder: str) -> None:
         max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     # What the agent has to say about its children, they say better themselves.
     for name in list(logging.root.manager.loggerDict):

@@ -12,7 +12,7 @@ from core.annotations.records import AnnotationSet, Category, PreparedDataset
 from core.annotations.subsets import describe_subset, find_subset
 from core.assembly import Assembly
 from core.config.schema import Config
-from core.datasets.dataset import DetectionDataset
+from core.datasets.dataset import DetectionDataset, Transform
 from core.datasets.statistics import count_images_over
 from core.errors import DataError, UsageError
 from core.evaluation.preflight import MIN_AP, PreflightResult, replay_ground_truth
@@ -99,30 +99,19 @@ def make_datasets(
     Raises:
         DataError: the ground truth itself does not score an AP of 0.99: ids, names or box formats are wrong.
     """
-    splits, seed = inputs.dataset.splits, assembly.config.run.seed
-    train = DetectionDataset(
-        inputs.train,
-        splits["train"].image_root,
-        inputs.classes,
-        assembly.train_transform,
-        seed=seed,
-        drop_crowds=True,
-    )
+
+    def make(split: str, annotations: AnnotationSet, transform: Transform) -> DetectionDataset:
+        root, seed = inputs.dataset.splits[split].image_root, assembly.config.run.seed
+        is_train = split == "train"
+        return DetectionDataset(annotations, root, inputs.classes, transform, seed=seed, drop_crowds=is_train)
+
+    train = make("train", inputs.train, assembly.train_transform)
     if replay:
-        as_evaluated = DetectionDataset(
-            inputs.train,
-            splits["train"].image_root,
-            inputs.classes,
-            assembly.eval_transform,
-            seed=seed,
-            drop_crowds=True,
-        )
+        as_evaluated = make("train", inputs.train, assembly.eval_transform)
         _note_limits("train", replay_ground_truth(as_evaluated, inputs.train, inputs.classes, split="train"), say)
     if inputs.val is None:
         return train, None
-    val = DetectionDataset(
-        inputs.val, splits["val"].image_root, inputs.classes, assembly.eval_transform, seed=seed, drop_crowds=False
-    )
+    val = make("val", inputs.val, assembly.eval_transform)
     if replay:
         _note_limits("val", replay_ground_truth(val, inputs.val, inputs.classes, split="val"), say)
     return train, Validation(val, inputs.val)

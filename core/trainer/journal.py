@@ -75,7 +75,7 @@ class Journal:
             checkpoint = self._checkpoints.load_newest(self.reporter)
             check_same_run(checkpoint.weights, self.assembly.config, self.assembly.classes, override=override)
             check_same_data(self.run.read_manifest(), dataset, override=override)
-        # Other machines need not see this one's disk.
+        # Of several processes one reads the files.
         checkpoint = self.processes.broadcast(checkpoint)
         if checkpoint is None:
             raise ValueError("the main process has read no checkpoint")
@@ -107,6 +107,7 @@ class Journal:
 
         Raises:
             MachineError: the disk is full.
+            CheckpointError: somebody has made something else of the lines before.
         """
         if self._records is None or self.run is None:
             return
@@ -160,10 +161,12 @@ def _restore(checkpoint: Checkpoint, assembly: Assembly, stepper: Stepper) -> tu
     training = checkpoint.training
     load_into(assembly.model, checkpoint.weights)
     try:
-        if stepper.average is not None:
-            # `model.pt` holds the averages; they go on from there, the weights from their own.
-            stepper.average.load_state_dict(training["average"])
+        if "model" in training:
+            # `model.pt` holds the averages.
             assembly.model.load_state_dict(training["model"])
+        if stepper.average is not None:
+            # A run that had none so far begins one with its weights.
+            stepper.average.load_state_dict(training.get("average") or {"model": assembly.model.state_dict()})
         load_optimizer_state(stepper.optimizer, training["optimizer"], assembly.config.optimizer)
         stepper.precision.load_state_dict(training["precision"])
         return TrainState.from_dict(training["state"]), int(training["metrics_bytes"])

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from core.assembly import Assembly
-from core.datasets.batches import TrainLoader, data_worker_errors
 from core.datasets.dataset import DetectionDataset
+from core.datasets.loaders import TrainLoader, data_worker_errors
 from core.device import place
 from core.errors import Interrupted
 from core.evaluation.coco import EvaluationResult
@@ -123,8 +123,6 @@ def train(
         offset = 0
         if resume:
             offset = trainer.resume(dataset, override=override)
-        else:
-            processes.broadcast_state(assembly.model)
         if run is not None:
             run.describe(assembly.config, dataset, device, command, processes.world_size)
         with journal.open(offset), contextlib.closing(trainer), _loggers(run, trainer) as logging:
@@ -186,6 +184,7 @@ class _Trainer:
         self.validator = Validator(validation, assembly, device, processes) if validation else None
         self.progress = Progress(config.schedule, config.run.eval_every, len(self.train_loader))
         place(assembly.model, device)
+        processes.broadcast_state(assembly.model)
         self.stepper = Stepper(assembly, device, path / "diverged", processes)
         if config.run.compile:
             compile_model(assembly.model)
@@ -193,6 +192,8 @@ class _Trainer:
     def resume(self, dataset: DatasetIdentity, *, override: bool) -> int:
         """Take over the newest whole checkpoint; return the length that the records had then."""
         self.state, offset = self.journal.resume(self.stepper, dataset, override=override)
+        schedule, eval_every = self.config.schedule, self.config.run.eval_every
+        self.progress = Progress(schedule, eval_every, len(self.train_loader), self.state)
         if self.progress.is_over(self.state):
             self.reporter.warning(f"the run is over after {self.state.epoch} epochs; nothing is left to train")
         return offset
@@ -267,9 +268,9 @@ class _Trainer:
             self.state.step += 1
             self.state.batches_done += 1
             self.state.num_skipped += numbers.was_skipped
-            self.state.window.add(numbers.loss, numbers.grad_norm, numbers.terms)
-            num_images = self.processes.world_size * sum(len(batch) for batch in micro_batches)
-            self.clock.add_step(num_images, time.monotonic() - began, waited)
+            grad_norm = None if numbers.was_skipped else numbers.grad_norm
+            self.state.window.add(numbers.loss, grad_norm, numbers.terms)
+            self.clock.add_step(numbers.num_images, time.monotonic() - began, waited)
             event = self._step_event(numbers)
             if self.state.step % self.config.run.log_every == 0 or self.progress.is_epoch_done(self.state):
                 self._record_window(numbers.learning_rate)

@@ -12,16 +12,22 @@ class Progress:
     Args:
         schedule: how long.
         eval_every: epochs between evaluations.
-        steps_per_epoch: optimizer steps of a whole epoch.
+        steps_per_epoch: optimizer steps of a whole epoch, from here on.
+        state: where the run stands; None at its beginning. Its epochs may have had other numbers of steps.
 
     Attributes:
         num_steps: optimizer steps of the whole run.
         num_epochs: epochs of the whole run; the last one is cut short where `schedule.steps` ends in it.
     """
 
-    def __init__(self, schedule: ScheduleConfig, eval_every: int, steps_per_epoch: int) -> None:
-        self.num_steps = schedule.steps or schedule.epochs * steps_per_epoch
-        self.num_epochs = -(-self.num_steps // steps_per_epoch)
+    def __init__(
+        self, schedule: ScheduleConfig, eval_every: int, steps_per_epoch: int, state: TrainState | None = None
+    ) -> None:
+        state = state or TrainState()
+        of_whole_epochs = state.step - state.batches_done
+        epochs_left = max(schedule.epochs - state.epoch, 0)
+        self.num_steps = schedule.steps or of_whole_epochs + epochs_left * steps_per_epoch
+        self.num_epochs = state.epoch + max(-(-(self.num_steps - of_whole_epochs) // steps_per_epoch), 0)
         self._ends_at_step = schedule.steps
         self._steps_per_epoch = steps_per_epoch
         self._eval_every = eval_every

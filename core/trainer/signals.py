@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from core.errors import Interrupted
 from core.processes import ALONE, Processes
+from core.torchrun import started_by_torchrun
 
 EXIT_CODES: dict[signal.Signals, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):
@@ -40,6 +41,8 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
         self._received_at = 0.0
+        # torchrun's agent passes a signal on, after other processes may have told of it.
+        self._echo_seconds = 2.0 if started_by_torchrun() else _ECHO_SECONDS
         self._stopped_at_once: StoppedAtOnce | None = None
         self._children_before: set[multiprocessing.process.BaseProcess] = set()
 
@@ -67,6 +70,9 @@ class StopSignals:
             raise self._stopped_at_once
         number = processes.largest(int(self.received or 0))
         if number:
+            if self.received is None:
+                # Whoever signals all processes reaches this one last: still one wish.
+                self._received_at = time.monotonic()
             received = self.received = signal.Signals(number)
             raise Interrupted(f"stopped by {received.name}", exit_code=EXIT_CODES[received])
 
@@ -76,7 +82,7 @@ class StopSignals:
         if self.received is None:
             self.received = signal.Signals(number)
             self._received_at = time.monotonic()
-        elif time.monotonic() - self._received_at > _ECHO_SECONDS:
+        elif time.monotonic() - self._received_at > self._echo_seconds:
             self._stop_at_once(signal.Signals(number))
 
     def _stop_at_once(self, second: signal.Signals) -> NoReturn:

@@ -14,28 +14,33 @@ class LossWindow:
     Attributes:
         num_steps: how many.
         loss: sum of the losses.
-        grad_norm: sum of the norms of the gradients.
+        num_norms: how many of them have a norm of the gradients: steps that float16 overflowed in have none.
+        grad_norm: sum of these norms.
         terms: sums of the terms by name.
     """
 
     num_steps: int = 0
     loss: float = 0.0
+    num_norms: int = 0
     grad_norm: float = 0.0
     terms: dict[str, float] = field(default_factory=dict)
 
-    def add(self, loss: float, grad_norm: float, terms: Mapping[str, float]) -> None:
+    def add(self, loss: float, grad_norm: float | None, terms: Mapping[str, float]) -> None:
         """Add the numbers of one step."""
         self.num_steps += 1
         self.loss += loss
-        self.grad_norm += grad_norm
+        if grad_norm is not None:
+            self.num_norms += 1
+            self.grad_norm += grad_norm
         self.terms = {name: self.terms.get(name, 0.0) + value for name, value in terms.items()}
 
     def pop_means(self) -> dict[str, Any]:
         """Return `loss`, `grad_norm` and `terms` as means over the steps, of which there must be one; begin anew."""
         count = self.num_steps
         terms = {name: value / count for name, value in self.terms.items()}
-        means = {"loss": self.loss / count, "grad_norm": self.grad_norm / count, "terms": terms}
-        self.num_steps, self.loss, self.grad_norm, self.terms = 0, 0.0, 0.0, {}
+        grad_norm = self.grad_norm / self.num_norms if self.num_norms else None
+        means = {"loss": self.loss / count, "grad_norm": grad_norm, "terms": terms}
+        self.num_steps, self.loss, self.num_norms, self.grad_norm, self.terms = 0, 0.0, 0, 0.0, {}
         return means
 
 

@@ -33,6 +33,7 @@ class StepNumbers:
         terms: the unweighted terms by name.
         grad_norm: L2 norm of all gradients together, before clipping.
         learning_rate: that of the model without its backbone.
+        num_images: in all parts.
         was_skipped: whether float16 overflowed, so that nothing was updated.
     """
 
@@ -40,6 +41,7 @@ class StepNumbers:
     terms: dict[str, float]
     grad_norm: float
     learning_rate: float
+    num_images: int
     was_skipped: bool = False
 
 
@@ -87,7 +89,6 @@ class Stepper:
         self.precision = MixedPrecision(self.config.run.precision, device)
         decay = self.config.optimizer.ema_decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
-        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
 
     @property
     def best_model(self) -> Detector:
@@ -137,15 +138,16 @@ class Stepper:
         self.precision.unscale(self.optimizer)
         grad_norm = clip_gradients(self.model.parameters(), config.clip_norm).item()
         if not math.isfinite(grad_norm) and self.config.run.precision != "float16":
-            raise self._diverged(f"the norm of the gradients is {grad_norm}", micro_batches[-1], step)
+            # The same sum in all processes: one of them keeps its part of the batch.
+            reason = f"the norm of the gradients is {grad_norm}"
+            self._agree_on(self._diverged(reason, micro_batches[-1], step) if self.processes.is_main else None, step)
         was_updated = self.precision.step(self.optimizer)
-        if self._has_batch_norm:
-            self.processes.average_buffers(self.model)
+        self.processes.average(self._running_statistics())
         if self.average is not None and was_updated:
             self.average.update(step)
         loss, *values = self.processes.sum(list(sums.values()))
         terms = dict(zip(list(sums)[1:], values, strict=True))
-        return StepNumbers(loss, terms, grad_norm, learning_rate, not was_updated)
+        return StepNumbers(loss, terms, grad_norm, learning_rate, totals.num_images, not was_updated)
 
     def _augmented(self, batch: Batch, step: int) -> _Part:
         """Repeat the labels image by image, so that no part depends on what else is in it."""
@@ -189,6 +191,12 @@ class Stepper:
             raise self._diverged(", ".join(faults), part.batch, step)
         self.precision.backward(losses.total)
         return {"loss": loss} | {name: value * _share(name, part, totals) for name, value in terms.items()}
+
+    def _running_statistics(self) -> list[torch.Tensor]:
+        """Return the statistics that each process has updated by its own images."""
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.training]
+        statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+        return [tensor for tensor in statistics if tensor is not None]
 
     def _agree_on(self, fault: DivergedError | None, step: int) -> None:
         """Raise in all processes if a number of any of them is not finite."""

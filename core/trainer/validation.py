@@ -10,8 +10,9 @@ import torch
 
 from core.annotations.records import AnnotationSet
 from core.assembly import Assembly
-from core.datasets.batches import Batch, EvalLoader
+from core.datasets.batches import Batch
 from core.datasets.dataset import DetectionDataset
+from core.datasets.loaders import EvalLoader
 from core.evaluation.coco import CocoEvaluator, EvaluationResult
 from core.evaluation.run import evaluate
 from core.models.detector import Detector

@@ -109,6 +109,8 @@ def _check_combinations(given: Mapping[str, Any]) -> None:
     foreign = [f"--{name}" for name in ("config", "preset", "weights") if given[name] is not None]
     if given["resume"] and foreign:
         raise typer.BadParameter("a run is resumed with its own settings", param_hint=", ".join(foreign))
+    if given["epochs"] is not None and given["steps"] is not None:
+        raise typer.BadParameter("a run is as long as one of them says", param_hint="--epochs, --steps")
     if given["override"] and not given["resume"]:
         raise typer.BadParameter("is for --resume", param_hint="--override")
     if given["lr_drop"] is not None and given["schedule"] not in (None, "step"):

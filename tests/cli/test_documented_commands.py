@@ -90,6 +90,12 @@ def test_every_line_is_a_command_that_we_know() -> None:
             assert command.split()[0] in OTHERS, command
 
 
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+            assert "://" in target or (document.parent / target).exists(), f"{document.name}: {target}"
+
+
 def test_code_blocks_are_read_as_a_shell_reads_them() -> None:
     text = (
         "dedetr a\n\n    dedetr b \\\n        --c   # d\n\n```yaml\ndedetr e\n```\n```bash\ndedetr f && dedetr g\n```\n"

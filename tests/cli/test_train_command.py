@@ -49,6 +49,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     [
         (["--epochs", "1.5"], ["--epochs", "valid int"]),
         (["--steps", "0"], ["--steps", "greater than 0"]),
+        (["--steps", "9", "--epochs", "9"], ["--epochs, --steps", "one of them"]),
         (["--accumulate", "0"], ["--accumulate", "greater than 0"]),
         (["--precision", "fp16"], ["--precision", "'float16'", "'fp16'"]),
         (["--ema", "1"], ["--ema", "less than 1"]),
@@ -102,7 +103,6 @@ EVERY_FLAG: dict[str, tuple[str, Any]] = {
     "--num-queries": ("model.num_queries", 50),
     "--nms": ("postprocess.nms", True),
     "--nms-iou": ("postprocess.nms_iou", 0.5),
-    "--steps": ("schedule.steps", 90),
     "--schedule": ("schedule.kind", "step"),
     "--lr-drop": ("schedule.lr_drop_epoch", 5),
     "--warmup-steps": ("schedule.warmup_steps", 9),
@@ -131,6 +131,8 @@ def test_every_flag_sets_what_it_says(train: Train, demo: Path) -> None:
     found = document["config"]
     for flag, (key, value) in EVERY_FLAG.items():
         assert found[key] == {"value": value, "origin": flag}
+    _, printed, _ = train("--steps", "90", "--show-config", "--json", cwd=demo)
+    assert json.loads(printed)["config"]["schedule.steps"] == {"value": 90, "origin": "--steps"}
     assert found["run.loggers"] == {"value": ["tensorboard", "wandb"], "origin": "--tensorboard, --wandb"}
     assert found["label_augmentation.repeat_time"] == {"value": None, "origin": "--repeat-ratio"}
 
@@ -192,7 +194,7 @@ def test_weights_decide_on_the_architecture_unless_it_is_named(train: Train, tra
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(train: Train, demo: Path) -> None:
     before = tree(demo)
-    flags = [*TINY, "--steps", "20", "--accumulate", "2", "--freeze", "backbone.*", "--lr-drop", "9"]
+    flags = [*TINY[2:], "--steps", "20", "--accumulate", "2", "--freeze", "backbone.*", "--lr-drop", "9"]
     code, printed, said = train("--dry-run", *flags, "--nproc", "3", "--json", cwd=demo)
     assert code == 0, said
     plan = json.loads(printed)

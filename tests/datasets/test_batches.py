@@ -15,17 +15,9 @@ import torch
 
 from core.annotations.records import AnnotationSet
 from core.config.schema import DataConfig
-from core.datasets.batches import (
-    Batch,
-    EvalBatches,
-    EvalLoader,
-    TrainBatches,
-    TrainLoader,
-    collate,
-    data_worker_errors,
-    pad_images,
-)
+from core.datasets.batches import Batch, EvalBatches, TrainBatches, collate, pad_images
 from core.datasets.dataset import DetectionDataset
+from core.datasets.loaders import EvalLoader, TrainLoader, data_worker_errors
 from core.errors import DataError, MachineError, UsageError
 from tests.datasets.scenes import CLASSES, eval_transform, make_scene, train_transform
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from core.config.schema import DataConfig, PostprocessConfig
-from core.datasets.batches import EvalLoader
 from core.datasets.dataset import DetectionDataset
+from core.datasets.loaders import EvalLoader
 from core.evaluation.coco import CocoEvaluator
 from core.evaluation.run import collect_detections, evaluate
 from core.models.postprocess import Postprocess

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.assembly import Assembly
-from core.datasets.batches import EvalLoader
+from core.datasets.loaders import EvalLoader
 from core.device import place
 from core.errors import CheckpointError, DivergedError, Interrupted, MachineError, UsageError
 from core.evaluation.coco import CocoEvaluator

@@ -96,6 +96,47 @@ def test_averaged_weights_are_evaluated_and_kept_and_resumed_to_the_last_bit(tmp
     assert_same(dict(trained), dict(last))  # the average changes nothing in the weights that are trained
 
 
+@pytest.mark.parametrize("first", [None, 0.9])
+def test_averages_may_begin_or_end_where_a_run_is_resumed(tmp_path: Path, first: float | None) -> None:
+    folder, second = tmp_path / "run", 0.9 if first is None else None
+    tiny_run(folder, tiny_config(optimizer={"ema_decay": first}, schedule={"epochs": 1}))
+    before = CheckpointFolder(folder / "checkpoints", 2).load_newest(NullReporter())
+    trained = before.training.get("model", before.weights.state)
+    seen: dict[str, torch.Tensor] = {}
+
+    class Look(NullReporter):
+        def run_started(self, event: object) -> None:
+            seen.update({key: tensor.clone() for key, tensor in model[0].state_dict().items()})
+
+    model: list[torch.nn.Module] = []
+    tiny_run(
+        folder,
+        tiny_config(optimizer={"ema_decay": second}),
+        resume=True,
+        override=True,
+        reporter=Look(),
+        change=lambda assembly: model.append(assembly.model),
+    )
+    assert_same(seen, dict(trained))  # the weights go on from themselves, never from their average
+
+
+def test_a_run_resumed_with_larger_batches_makes_the_epochs_that_are_left(tmp_path: Path) -> None:
+    folder, schedule = tmp_path / "run", {"epochs": 2, "kind": "cosine"}
+    tiny_run(folder, tiny_config(schedule=schedule))
+    reporter = Recorder()
+    tiny_run(
+        folder,
+        tiny_config(data={"batch_size": 4}, schedule={**schedule, "epochs": 4}),
+        resume=True,
+        override=True,
+        reporter=reporter,
+    )
+    steps = [event for event in reporter.events if isinstance(event, StepDone)]
+    assert [event.step for event in steps] == [9, 10, 11, 12]
+    assert {event.num_steps for event in steps} == {12}
+    assert all(event.learning_rate > 0 for event in steps[:-1])
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_trains_resumes_and_keeps_float32_weights(tmp_path: Path, precision: str) -> None:
     config = tiny_config(run={"precision": precision})

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from core.errors import Interrupted
+from core.processes import Processes
 from core.trainer.signals import StoppedAtOnce, StopSignals
 
 
@@ -26,6 +27,24 @@ def test_first_signal_waits_for_a_poll_and_a_second_does_not(number: signal.Sign
             signal.raise_signal(signal.SIGTERM)
         assert stopped.value.exit_code == exit_code
     assert signal.getsignal(number) is before
+
+
+class OtherProcessWasTold(Processes):
+    """Knows of a signal before it comes here."""
+
+    def largest(self, value: int) -> int:
+        return max(value, signal.SIGTERM)
+
+
+def test_signal_that_another_process_told_of_may_still_come_itself() -> None:
+    with StopSignals() as signals:
+        with pytest.raises(Interrupted) as stopped:
+            signals.poll(OtherProcessWasTold())
+        assert not isinstance(stopped.value, StoppedAtOnce)
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.15)
+        with pytest.raises(StoppedAtOnce):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_other_threads_go_without() -> None:

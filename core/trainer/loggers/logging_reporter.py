@@ -16,8 +16,9 @@ from core.trainer.state import LossWindow
 class LoggingReporter(NullReporter):
     """Logs `train/...` every few steps, and `val/...` and `predictions/...` at every evaluation.
 
-    Numbers of training are means over the steps since the ones before, as in `metrics.jsonl`; one that is not finite
-    is left out. A writer that fails is dropped with one warning, and the run goes on.
+    Numbers of training are means over the steps since the ones before, in this session; one that is not finite is
+    left out. (Lines of `metrics.jsonl` also end with each epoch, so that some of their means are over fewer steps.) A
+    writer that fails is dropped with one warning, and the run goes on.
 
     Args:
         writers: by name.
@@ -38,13 +39,14 @@ class LoggingReporter(NullReporter):
 
     def step_done(self, event: StepDone) -> None:
         """Log loss, terms, learning rate, gradient norm and speed, every few steps."""
-        self._window.add(event.loss, event.grad_norm, event.terms)
+        grad_norm = event.grad_norm if math.isfinite(event.grad_norm) else None
+        self._window.add(event.loss, grad_norm, event.terms)
         if event.step % self._log_every and event.step != event.num_steps:
             return
         means = self._window.pop_means()
         values = {
             "train/loss": means["loss"],
-            "train/grad_norm": means["grad_norm"],
+            "train/grad_norm": math.nan if means["grad_norm"] is None else means["grad_norm"],
             "train/lr": event.learning_rate,
             "train/images_per_second": event.images_per_second,
             "train/data_wait_share": event.data_wait_share,
