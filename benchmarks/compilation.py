@@ -2,7 +2,7 @@
 
     python benchmarks/compilation.py [--backbone resnet18] [--short-side 256] [--rounds 6]
 
-Forward, loss and backward of a dela-detr on random images of four sizes. The first step of each size, which compiles, is timed
+Forward, loss and backward of a dela-detr on random images of four sizes. The first step of each, which compiles, is timed
 apart. Ratios below 1 mean that compiling pays.
 """
 
@@ -14,7 +14,6 @@ import time
 from statistics import median
 
 import torch
-from runs import table
 
 from core.annotations.records import Category
 from core.assembly import Assembly, assemble
@@ -22,6 +21,7 @@ from core.config.schema import Config
 from core.models.detector import Detector
 from core.structures import ImageBatch, Target
 from core.trainer.compilation import compile_model
+from runs import table
 
 CLASSES = [Category(number, f"class {number}") for number in range(5)]
 ASPECTS = ((1.0, 1.25), (1.25, 1.0), (1.125, 1.5), (1.0, 1.625))
