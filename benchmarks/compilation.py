@@ -2,7 +2,7 @@
 
     python benchmarks/compilation.py [--backbone resnet18] [--short-side 256] [--rounds 6]
 
-Forward, loss and backward of a dela-detr on random images of four sizes. The first step of each, which compiles, is timed
+Forward, loss and backward of a dela-detr on random images of four sizes. The first step of each size compiles, and is timed
 apart. Ratios below 1 mean that compiling pays.
 """
 
