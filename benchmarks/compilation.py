@@ -2,8 +2,8 @@
 
     python benchmarks/compilation.py [--backbone resnet18] [--short-side 256] [--rounds 6]
 
-Forward, loss and backward of a dela-detr on random images of four sizes. The first step of each size compiles, and is timed
-apart. Ratios below 1 mean that compiling pays.
+Forward, loss and backward of a dela-detr on random images of four sizes. The first step of each size, which compiles,
+is timed apart. Ratios below 1 mean that compiling pays.
 """
 
 from __future__ import annotations
