@@ -16,7 +16,7 @@ from core.api.dry_run import TrainingPlan, plan_training
 from core.api.evaluation import EvaluationOutcome, evaluate
 from core.api.launching import launch, report_error, was_launched
 from core.api.prediction import PredictionOutcome, predict
-from core.api.preparation import check_run_folder
+from core.api.preparation import check_parts, check_run_folder
 from core.api.training import train
 from core.api.visualization import VisualizationOutcome, visualize
 from core.config.layers import ResolvedConfig, Setting
@@ -45,6 +45,7 @@ __all__ = [
     "TrainedDetector",
     "TrainingPlan",
     "VisualizationOutcome",
+    "check_parts",
     "check_run_folder",
     "evaluate",
     "is_main_process",

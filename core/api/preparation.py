@@ -119,6 +119,18 @@ def prepare_run(
     return PreparedRun(assembly, inputs, train_dataset, validation, batches.num_steps)
 
 
+def check_parts(config: Config, num_processes: int) -> None:
+    """Check that a batch can be shared by so many processes, before they are started.
+
+    Raises:
+        UsageError: it has fewer images than they have micro-batches together.
+    """
+    from core.datasets.batches import TrainBatches
+
+    size = config.data.batch_size
+    TrainBatches(size, size, seed=0, world_size=num_processes, accumulate=config.optimizer.accumulate)
+
+
 def refuse_contradictions(*, resume: bool, weights: Path | None, overwrite: bool) -> None:
     """Check that a run to resume is asked for nothing that only a new one can have.
 

@@ -166,7 +166,9 @@ def _launch(given: Mapping[str, Any]) -> None:
     """Run this very command in several processes, when what can be checked at once is right."""
     from core import api
 
-    _resolve(given, lambda _: None)
+    resolved = _resolve(given, lambda _: None)
+    with _origins_in_errors(resolved):
+        api.check_parts(resolved.config, given["nproc"])
     api.check_run_folder(given["out"], resume=given["resume"], overwrite=given["overwrite"])
     code = api.launch([sys.executable, "-m", "dedetr_cli", *sys.argv[1:]], num_processes=given["nproc"])
     if code:
