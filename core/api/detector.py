@@ -159,7 +159,7 @@ class TrainedDetector:
             raise UsageError(f"batch_size must be 1 or more, got {batch_size}")
         given = list(images) if isinstance(images, (list, tuple)) else [images]
         if not given:
-            raise UsageError("there is no image in the list", hint=f"expected {_EXPECTED}")
+            raise UsageError(f"there is no image in the list; expected {_EXPECTED}")
         found = detect(
             self._assembly.model,
             self._assembly.postprocess,
@@ -270,4 +270,4 @@ def _loaded_rgb(image: Image.Image) -> Image.Image:
 
 
 def _unexpected(got: str) -> UsageError:
-    return UsageError(f"got {got}", where="images", hint=f"expected {_EXPECTED}")
+    return UsageError(f"got {got}; expected {_EXPECTED}", where="images")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LAUNCHED = "DEDETR_LAUNCHED"
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_PROCESSES_PER_CORE = 4
+"""More of them only take memory, half a gigabyte each, before they do anything."""
 _SECONDS_TO_SAVE = "600"
 """How long processes that were asked to stop may finish their step and save, before they are killed."""
 
@@ -51,9 +53,16 @@ def launch(command: Sequence[str], num_processes: int) -> int:
         raise UsageError("at least one process is needed", where="--nproc", hint="--nproc 1")
     if started_by_torchrun():
         raise UsageError("torchrun decides on the number of processes", where="--nproc", hint="leave it out")
+    num_cores = os.cpu_count() or 1
+    if num_processes > _PROCESSES_PER_CORE * num_cores:
+        raise UsageError(
+            f"{num_processes} processes are too many for {num_cores} cores",
+            where="--nproc",
+            hint=f"--nproc {num_cores}",
+        )
     os.environ[_LAUNCHED] = str(os.getpid())
     # Threads of all processes together fill the machine; torchrun itself would give each a single one.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -116,6 +116,9 @@ def prepare_run(
         repeat=data.sample_repeat,
     )
     _note_unreached_drop(config, batches.num_steps, on_note)
+    policy = config.label_augmentation
+    if policy.two_stage_match and policy.repeat_time is None and policy.repeat_ratio is None:
+        on_note("two-stage matching changes nothing, as no label is repeated")
     return PreparedRun(assembly, inputs, train_dataset, validation, batches.num_steps)
 
 

@@ -221,7 +221,7 @@ def _usage_error(error: ValidationError, origins: Mapping[KeyPath, str]) -> Usag
             text = f"{'.'.join(path)}: {reason[:1].lower()}{reason[1:]}{shown}"
         lines.append(text)
         places.append(_place(path, text, origins))
-    hint = hint or "core/config/schema.py lists every key with its type and range"
+    hint = hint or "`dedetr train --show-config` lists every key"
     known = [place for place in dict.fromkeys(places) if place]
     if len(lines) == 1 or len(known) == 1:
         return UsageError("; ".join(lines), where=known[0] if known else None, hint=hint)

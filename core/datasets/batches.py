@@ -123,10 +123,11 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.num_steps = num_images * repeat // self.batch_size
         num_parts = world_size * accumulate
         if self.batch_size < num_parts:
-            few = f"{num_images} images" if self.batch_size < batch_size else f"a batch of {batch_size}"
+            few = f"a training set of {num_images}" if self.batch_size < batch_size else f"a batch of {batch_size}"
             raise UsageError(
-                f"{few} cannot be shared by {world_size} processes with {accumulate} micro-batches each",
-                where="data.batch_size",
+                f"{few} cannot be shared by {_count(world_size, 'process')} with "
+                f"{_count(accumulate, 'micro-batch')} each",
+                where="data.batch_size" if world_size > 1 else "optimizer.accumulate",
                 hint="use fewer processes or micro-batches"
                 if self.batch_size < batch_size
                 else f"--batch-size {num_parts} or more",
@@ -150,6 +151,10 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     def _key(self, place: int) -> tuple[int, int]:
         copy, index = divmod(place, self.num_images)
         return self.epoch * self.repeat + copy, index
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}es"
 
 
 class EvalBatches(Sampler[list[tuple[int, int]]]):

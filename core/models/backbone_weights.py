@@ -86,8 +86,8 @@ def _cached_file(name: str, weights: str, *, download: bool) -> Path:
             raise MachineError(
                 f"the weights {weights} of {name} are not on this machine (looked for {file})",
                 where="backbone.weights",
-                hint=f"download {url} there or name the file by backbone.weights=FILE; "
-                "backbone.weights=null trains from scratch",
+                hint=f"--download fetches {url}; or name a file (--backbone-weights FILE), or train from scratch "
+                "(--backbone-weights none)",
             )
         fetch(url, file)
     return file

@@ -115,7 +115,7 @@ def test_what_is_no_image_is_refused_and_the_right_kinds_named(detector: Trained
     with pytest.raises(UsageError) as caught:
         detector.predict(image)
     assert got in caught.value.message
-    assert "numpy array (H, W, 3) uint8" in str(caught.value.hint)
+    assert "numpy array (H, W, 3) uint8" in caught.value.message  # all that Python shows of it
 
 
 def test_other_wrong_arguments(detector: TrainedDetector, files: list[Path], tmp_path: Path) -> None:

@@ -115,6 +115,9 @@ def test_a_process_that_is_killed_ends_the_others(trained: Path, tmp_path: Path)
 def test_wrong_numbers_of_processes_are_refused(trained: Path, tmp_path: Path) -> None:
     """F67, F68."""
     began = time.monotonic()
+    done = dedetr("train", *FEW, "--nproc", "4000", "--batch-size", "4000", "--out", tmp_path / "run", cwd=trained)
+    assert done.returncode == 2, done.stderr
+    assert "too many" in done.stderr
     done = dedetr("train", *FEW, "--nproc", "500", "--out", tmp_path / "run", cwd=trained)
     assert done.returncode == 2, done.stderr
     assert "shared by 500 processes" in done.stderr

@@ -249,7 +249,7 @@ def test_weights_that_are_absent_are_named_or_refused(train: Train, demo: Path, 
     ("flags", "code", "word"),
     [
         pytest.param(["--freeze", "encodr.*"], 2, "--freeze: optimizer.freeze", id="freeze"),
-        pytest.param(["--batch-size", "1", "--accumulate", "2"], 2, "--batch-size: data.batch_size", id="batch"),
+        pytest.param(["--batch-size", "1", "--accumulate", "2"], 2, "--accumulate: optimizer.accumulate", id="batch"),
         pytest.param(["--num-queries", "3"], 2, "--num-queries: model.num_queries", id="queries"),
         pytest.param(["--subset", "0.77"], 3, "subsample", id="subset"),
         pytest.param(["--out", "images"], 2, "not empty", id="occupied"),
