@@ -136,12 +136,13 @@ class Processes:
                 gradients.append(parameter.grad)
         self._reduce(gradients)
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Make tensors their mean over all processes, in place."""
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors their mean over all processes, in place; alone they are not even looked for."""
         if self.world_size == 1:
             return
-        self._reduce(tensors)
-        for tensor in tensors:
+        found = list(tensors)
+        self._reduce(found)
+        for tensor in found:
             tensor /= self.world_size
 
     def broadcast_state(self, module: nn.Module) -> None:

@@ -87,6 +87,7 @@ def prepare_run(
     """
     from core.assembly import assemble
     from core.datasets.batches import TrainBatches
+    from core.label_augmentation import has_policy
     from core.trainer.inputs import make_datasets, read_training_inputs
     from core.trainer.loggers import require_loggers
     from core.trainer.optimizer import build_optimizer
@@ -117,7 +118,7 @@ def prepare_run(
     )
     _note_unreached_drop(config, batches.num_steps, on_note)
     policy = config.label_augmentation
-    if policy.two_stage_match and policy.repeat_time is None and policy.repeat_ratio is None:
+    if policy.two_stage_match and not has_policy(policy):
         on_note("two-stage matching changes nothing, as no label is repeated")
     return PreparedRun(assembly, inputs, train_dataset, validation, batches.num_steps)
 

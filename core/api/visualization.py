@@ -190,8 +190,7 @@ def _open_scenes(data: Path | None, split: str, num_images: int, loaded: LoadedD
     trained_on = DetectionDataset(
         annotations, images.image_root, images.classes, images.transform, seed=images.seed, drop_crowds=True
     )
-    num_drawn = min(num_images, len(images))
-    indices = [position * len(images) // num_drawn for position in range(num_drawn)]
+    indices = images.taken_evenly(num_images)
     return [
         _Scene(join_within(images.image_root, images.images[index].file_name), index, images, trained_on)
         for index in indices

@@ -79,6 +79,11 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def taken_evenly(self, count: int) -> list[int]:
+        """Return the indices of `count` images, or of all where there are fewer, spread over the whole set."""
+        count = min(count, len(self))
+        return [position * len(self) // count for position in range(count)]
+
     def annotated(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the boxes (N, 4) as xyxy in original pixels, and labels (N,), of the image at `index`."""
         rows = slice(int(self._first[index]), int(self._first[index + 1]))

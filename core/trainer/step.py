@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,11 +192,11 @@ class Stepper:
         self.precision.backward(losses.total)
         return {"loss": loss} | {name: value * _share(name, part, totals) for name, value in terms.items()}
 
-    def _running_statistics(self) -> list[torch.Tensor]:
-        """Return the statistics that each process has updated by its own images."""
-        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.training]
-        statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
-        return [tensor for tensor in statistics if tensor is not None]
+    def _running_statistics(self) -> Iterator[torch.Tensor]:
+        """Yield the statistics that each process has updated by its own images."""
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                yield from (tensor for tensor in (module.running_mean, module.running_var) if tensor is not None)
 
     def _agree_on(self, fault: DivergedError | None, step: int) -> None:
         """Raise in all processes if a number of any of them is not finite."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_note, stdout
 from dedetr_cli.progress import make_counter
+from dedetr_cli.relaunch import run_in_processes
 from dedetr_cli.tables import evaluation_tables
 
 
@@ -33,9 +33,7 @@ def evaluate(
     from core import api
 
     if nproc is not None and nproc > 1 and not api.was_launched():
-        code = api.launch([sys.executable, "-m", "dedetr_cli", *sys.argv[1:]], num_processes=nproc)
-        if code:
-            raise SystemExit(code)  # the processes have said why
+        run_in_processes(nproc)
         return
     with make_counter("evaluated") as counter:
         outcome = api.evaluate(

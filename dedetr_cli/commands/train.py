@@ -16,6 +16,7 @@ from dedetr_cli.commands.train_options import settings_of
 from dedetr_cli.options import Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_line, print_note, stderr, stdout
 from dedetr_cli.progress import make_reporter
+from dedetr_cli.relaunch import run_in_processes
 from dedetr_cli.settings import print_settings
 from dedetr_cli.tables import evaluation_tables, plan_table, weights_table
 
@@ -170,9 +171,7 @@ def _launch(given: Mapping[str, Any]) -> None:
     with _origins_in_errors(resolved):
         api.check_parts(resolved.config, given["nproc"])
     api.check_run_folder(given["out"], resume=given["resume"], overwrite=given["overwrite"])
-    code = api.launch([sys.executable, "-m", "dedetr_cli", *sys.argv[1:]], num_processes=given["nproc"])
-    if code:
-        raise SystemExit(code)  # the processes have said why
+    run_in_processes(given["nproc"])
 
 
 def _run(given: Mapping[str, Any]) -> None:

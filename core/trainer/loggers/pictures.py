@@ -42,10 +42,8 @@ def draw_logged_images(
     Raises:
         DataError: an image cannot be read.
     """
-    num_drawn = min(num_images, len(validation_dataset))
     pictures: list[tuple[str, Image.Image]] = []
-    for position in range(num_drawn):
-        index = position * len(validation_dataset) // num_drawn
+    for index in validation_dataset.taken_evenly(num_images):
         record = validation_dataset.images[index]
         path = join_within(validation_dataset.image_root, record.file_name)
         image, scale = _resized(open_image(path, (record.width, record.height)))
