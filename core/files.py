@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from core.errors import DataError, MachineError
 
 _SEPARATORS = '<>:"/\\|?*'
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+_NOT_PLAIN = re.compile(r"[\\:\0]|\A/|(?:\A|/)\.{0,2}\Z")
 _MAX_SAFE_BYTES, _MAX_BYTES = 100, 200
 
 
@@ -127,6 +129,37 @@ def join_within(root: Path, name: str) -> Path:
             hint="copy the file below the image root, or name its real folder as the root",
         )
     return joined
+
+
+class NamesWithin:
+    """Checks many file names that come from outside as `join_within` does, and resolves each of their folders once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._prefix = f"{root}/"
+        self._folders_inside = {""}
+
+    def require(self, name: str) -> None:
+        """Check one name.
+
+        Raises:
+            DataError: see `join_within`.
+        """
+        if not self._is_plain(name):
+            join_within(self._root, name)
+
+    def _is_plain(self, name: str) -> bool:
+        """Say whether a name is harmless by its letters, its folder is inside, and it is no link."""
+        if _NOT_PLAIN.search(name):
+            return False
+        folder = name.rpartition("/")[0]
+        if folder not in self._folders_inside:
+            try:
+                join_within(self._root, folder)
+            except DataError:  # though a link in it may lead back inside
+                return False
+            self._folders_inside.add(folder)
+        return not os.path.islink(self._prefix + name)  # noqa: PTH114 - making a Path takes longer than the check
 
 
 def safe_name(text: str) -> str:

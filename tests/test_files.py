@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from core.errors import DataError, MachineError
-from core.files import join_within, safe_name, sha256_of, unique_names, write_atomic
+from core.files import NamesWithin, join_within, safe_name, sha256_of, unique_names, write_atomic
 
 
 def test_a_file_is_replaced_whole_and_readable_by_others(tmp_path: Path) -> None:
@@ -67,6 +70,31 @@ def test_links_that_lead_out_or_in_circles_are_refused(tmp_path: Path) -> None:
     with contextlib.suppress(DataError):  # some versions of Python take the circle for a missing file
         join_within(root, "circle/a.jpg")
     assert join_within(root, "inside/a.jpg") == root / "inside" / "a.jpg"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.text(st.sampled_from("abio./\\:\0\né"), max_size=8), max_size=6))
+@example(names=["/a", "o/b", "o/b/c", "o", "i", "i/c", "a/o", "a/..", "..", ".", "", "a/", "./a", "..\\a", "c:a"])
+def test_many_names_are_judged_as_one_is(tmp_path: Path, names: list[str]) -> None:
+    root = tmp_path / "root"
+    if not root.exists():
+        (root / "a" / "b").mkdir(parents=True)
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "outside" / "b").symlink_to(root / "a")
+        (root / "o").symlink_to(tmp_path / "outside")
+        (root / "i").symlink_to(root / "a")
+        (root / "a" / "o").symlink_to(tmp_path / "outside")
+    many = NamesWithin(root)
+    for name in [*names, *names]:
+        assert refusal(many.require, name) == refusal(lambda name: join_within(root, name), name)
+
+
+def refusal(judge: Callable[[str], object], name: str) -> str | None:
+    try:
+        judge(name)
+    except DataError as error:
+        return error.message
+    return None
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
-import orjson
+from msgspec import UNSET
 from numpy.typing import NDArray
 
+from core.annotations.coco_document import (
+    LARGEST,
+    CocoAnnotation,
+    CocoCategory,
+    CocoDocument,
+    CocoImage,
+    Fields,
+    fields_of,
+    read_document,
+)
 from core.annotations.findings import Findings, count_findings, refuse
 from core.annotations.images import MAX_PIXELS
-from core.annotations.json_values import MAX_ID, kind, load_json, shown, text, whole
+from core.annotations.json_values import MAX_ID, kind, shown, text, whole
 from core.annotations.records import Annotation, AnnotationSet, Category, ImageRecord
 from core.errors import DataError
-from core.files import join_within, write_atomic
-
-SECTIONS = ("images", "annotations", "categories")
-_LARGEST = 1e9
-"""Beyond any coordinate or area in pixels; NaN and infinity fail the same comparison."""
+from core.files import NamesWithin, write_atomic
 
 
 def read_coco(path: Path, image_root: Path | None = None, *, allow_unlisted: bool = False) -> AnnotationSet:
@@ -46,84 +56,33 @@ def inspect_coco(
     Raises:
         DataError: the file is missing, no JSON, no COCO detection file, or contradicts itself.
     """
-    return check_coco(load_json(path), path, image_root, allow_unlisted=allow_unlisted)
+    return check_coco(read_document(path), image_root, allow_unlisted=allow_unlisted)
 
 
 def check_coco(
-    raw: Any, path: Path, image_root: Path | None = None, *, allow_unlisted: bool = False
+    document: CocoDocument, image_root: Path | None = None, *, allow_unlisted: bool = False
 ) -> tuple[AnnotationSet, Findings]:
-    """Check parsed JSON as `inspect_coco` does; `path` names it in errors."""
-    _require_sections(raw, path)
-    categories = _categories(raw["categories"], path)
-    images = _read_images(raw["images"], path, path.parent if image_root is None else image_root)
-    if raw["annotations"] and not categories:
-        raise DataError("there are annotations, but no categories", where=f"{path}: categories")
-    annotations, zero_size, unlisted = _read_annotations(
-        raw["annotations"], images, {category.id for category in categories}, path, allow_unlisted
+    """Check a file that was taken apart as `inspect_coco` does."""
+    categories = read_categories(document)
+    images = _read_images(document, document.path.parent if image_root is None else image_root)
+    if document.annotations and not categories:
+        raise DataError("there are annotations, but no categories", where=f"{document.path}: categories")
+    annotations, indices = _read_annotations(document, images, {category.id for category in categories}, allow_unlisted)
+    checked = _check_boxes(AnnotationSet(images, annotations, categories), indices, document.path)
+    return checked, count_findings(
+        checked,
+        zero_size_boxes=len(annotations) - len(checked.annotations),
+        unlisted_annotations=len(document.annotations) - len(annotations),
     )
-    checked = AnnotationSet(images, annotations, categories)
-    return checked, count_findings(checked, zero_size_boxes=zero_size, unlisted_annotations=unlisted)
 
 
-def read_categories(raw: Any, path: Path) -> tuple[Category, ...]:
-    """Return the categories of parsed JSON, and check no more than is needed for that; `path` names it in errors."""
-    _require_sections(raw, path)
-    return _categories(raw["categories"], path)
-
-
-def _require_sections(raw: Any, path: Path) -> None:
-    guess = _other_format(raw)
-    if guess:
-        raise DataError(
-            f"this looks like {guess}, not like COCO detection annotations",
-            where=str(path),
-            hint='a COCO file is an object with "images", "annotations" and "categories"',
-        )
-    if not isinstance(raw, dict):
-        raise DataError(
-            f"a COCO file is a JSON object, this is {kind(raw)}",
-            where=str(path),
-            hint='it needs "images", "annotations" and "categories"',
-        )
-    for section in SECTIONS:
-        if section not in raw:
-            raise DataError(f'the key "{section}" is missing', where=str(path))
-        if not isinstance(raw[section], list):
-            raise DataError(f"must be a list, is {kind(raw[section])}", where=f"{path}: {section}")
-        for index, item in enumerate(raw[section]):
-            if type(item) is not dict:
-                raise DataError(f"must be an object, is {kind(item)}", where=f"{path}: {section}[{index}]")
-
-
-def _other_format(raw: Any) -> str | None:
-    """Name the well-known format that is not COCO detection, or return None."""
-    if isinstance(raw, list):
-        first = raw[0] if raw else None
-        if isinstance(first, dict) and {"image_id", "score"} <= first.keys():
-            return "a results file"
-        if isinstance(first, dict) and {"image", "annotations"} <= first.keys():
-            return "a CreateML file"
-        return None
-    if not isinstance(raw, dict):
-        return None
-    if "shapes" in raw and "imagePath" in raw:
-        return "a LabelMe file"
-    annotations = raw.get("annotations")
-    first = annotations[0] if isinstance(annotations, list) and annotations else None
-    if isinstance(first, dict) and "bbox" not in first:
-        if "segments_info" in first:
-            return "a panoptic file"
-        if "caption" in first:
-            return "a captions file"
-    return None
-
-
-def _categories(raw: Sequence[dict[str, Any]], path: Path) -> tuple[Category, ...]:
+def read_categories(document: CocoDocument) -> tuple[Category, ...]:
+    """Return the categories of a file, and check no more than them."""
     categories: list[Category] = []
     index_of_id: dict[int, int] = {}
     index_of_name: dict[str, int] = {}
-    for index, item in enumerate(raw):
-        place = f"{path}: categories[{index}]"
+    for index, entry in enumerate(document.categories):
+        item, place = fields_of(entry), f"{document.path}: categories[{index}]"
         ident, name = whole(item.get("id"), f"{place}.id"), text(item.get("name"), f"{place}.name")
         if ident in index_of_id:
             raise DataError(f"the category id {ident} is used already by categories[{index_of_id[ident]}]", where=place)
@@ -138,11 +97,12 @@ def _categories(raw: Sequence[dict[str, Any]], path: Path) -> tuple[Category, ..
     return tuple(categories)
 
 
-def _read_images(raw: Sequence[dict[str, Any]], path: Path, image_root: Path) -> tuple[ImageRecord, ...]:
+def _read_images(document: CocoDocument, image_root: Path) -> tuple[ImageRecord, ...]:
     images: list[ImageRecord] = []
+    names = NamesWithin(image_root)
     index_of_id: dict[int, int] = {}
-    for index, item in enumerate(raw):
-        place = f"{path}: images[{index}]"
+    for index, entry in enumerate(document.images):
+        item, place = fields_of(entry), f"{document.path}: images[{index}]"
         ident = whole(item.get("id"), f"{place}.id")
         file_name = text(item.get("file_name"), f"{place}.file_name")
         width, height = (whole(item.get(side), f"{place}.{side}", least=1) for side in ("width", "height"))
@@ -156,7 +116,7 @@ def _read_images(raw: Sequence[dict[str, Any]], path: Path, image_root: Path) ->
                 where=place,
             )
         try:
-            join_within(image_root, file_name)
+            names.require(file_name)
         except DataError as error:
             raise DataError(error.message, where=f"{place}.file_name", hint=error.hint) from error
         index_of_id[ident] = index
@@ -165,45 +125,56 @@ def _read_images(raw: Sequence[dict[str, Any]], path: Path, image_root: Path) ->
 
 
 def _read_annotations(
-    raw: Sequence[dict[str, Any]],
-    images: Sequence[ImageRecord],
-    category_ids: set[int],
-    path: Path,
-    allow_unlisted: bool,
-) -> tuple[tuple[Annotation, ...], int, int]:
-    """Return the annotations, and how many were dropped for a zero size and for an unlisted image."""
-    image_ids = {image.id for image in images}
+    document: CocoDocument, images: Sequence[ImageRecord], category_ids: set[int], allow_unlisted: bool
+) -> tuple[tuple[Annotation, ...], Sequence[int]]:
+    """Return the annotations of listed images, and the position of each in the file."""
+    path = document.path
+    own_id = {image.id: image.id for image in images}  # one number for all annotations of an image
     index_of_id: dict[int, int] = {}
     kept: list[Annotation] = []
-    indices: list[int] = []
-    unlisted: list[int] = []
-    unknown: list[int] = []
-    for index, item in enumerate(raw):
-        ident, image_id, category_id = item.get("id"), item.get("image_id"), item.get("category_id")
-        if type(ident) is not int or type(image_id) is not int or type(category_id) is not int:
-            for key in ("id", "image_id", "category_id"):
-                whole(item.get(key), f"{path}: annotations[{index}].{key}")
-        elif index_of_id.setdefault(ident, index) != index:
+    indices, unlisted, unknown = array("q"), array("q"), array("q")
+    for index, entry in enumerate(document.annotations):
+        item = entry if isinstance(entry, CocoAnnotation) else _read_references(entry, f"{path}: annotations[{index}]")
+        if index_of_id.setdefault(item.id, index) != index:
             raise DataError(
-                f"the annotation id {ident} is used already by annotations[{index_of_id[ident]}]",
+                f"the annotation id {item.id} is used already by annotations[{index_of_id[item.id]}]",
                 where=f"{path}: annotations[{index}]",
                 hint="give every annotation its own id",
             )
-        elif image_id not in image_ids:
+        if item.image_id not in own_id:
             unlisted.append(index)
-        elif category_id not in category_ids:
+        elif item.category_id not in category_ids:
             unknown.append(index)
         else:
-            kept.append(_read_annotation(item, f"{path}: annotations[{index}]"))
             indices.append(index)
+            if isinstance(entry, CocoAnnotation):
+                area = entry.bbox[2] * entry.bbox[3] if entry.area is UNSET else entry.area
+                kept.append(
+                    Annotation(item.id, own_id[item.image_id], item.category_id, entry.bbox, area, entry.iscrowd == 1)
+                )
+            else:
+                kept.append(_read_annotation(entry, f"{path}: annotations[{index}]"))
     if max(index_of_id, default=0) > MAX_ID or min(index_of_id, default=0) < -MAX_ID:
         raise DataError("annotation ids must fit into 64 bits", where=f"{path}: annotations")
-    _check_references(raw, unlisted, unknown, path, allow_unlisted)
-    annotations = _check_boxes(kept, indices, images, path)
-    return annotations, len(kept) - len(annotations), len(unlisted)
+    _check_references(document, unlisted, unknown, allow_unlisted)
+    return tuple(kept), indices
 
 
-def _read_annotation(item: dict[str, Any], place: str) -> Annotation:
+class _References(NamedTuple):
+    id: int
+    image_id: int
+    category_id: int
+
+
+def _read_references(item: Fields, place: str) -> _References:
+    ident, image_id, category_id = item.get("id"), item.get("image_id"), item.get("category_id")
+    if type(ident) is not int or type(image_id) is not int or type(category_id) is not int:
+        for key in ("id", "image_id", "category_id"):
+            whole(item.get(key), f"{place}.{key}")
+    return _References(item["id"], item["image_id"], item["category_id"])
+
+
+def _read_annotation(item: Fields, place: str) -> Annotation:
     """Check one annotation's own values; its place in the image comes later, for all boxes at once."""
     box = item.get("bbox")
     if type(box) is not list or len(box) != 4:
@@ -213,11 +184,11 @@ def _read_annotation(item: dict[str, Any], place: str) -> Annotation:
             where=f"{place}.bbox",
         )
     for value in box:
-        if type(value) not in (int, float) or not -_LARGEST < value < _LARGEST:
+        if type(value) not in (int, float) or not -LARGEST < value < LARGEST:
             raise DataError(f"must be four finite numbers, has {shown(value)}", where=f"{place}.bbox")
     left, top, width, height = box
     area = item.get("area", width * height)
-    if type(area) not in (int, float) or not -(_LARGEST**2) < area < _LARGEST**2:
+    if type(area) not in (int, float) or not -(LARGEST**2) < area < LARGEST**2:
         raise DataError(f"must be a finite number, is {shown(area)}", where=f"{place}.area")
     is_crowd = item.get("iscrowd", 0)
     if is_crowd not in (0, 1):
@@ -233,10 +204,11 @@ def _read_annotation(item: dict[str, Any], place: str) -> Annotation:
 
 
 def _check_references(
-    raw: Sequence[dict[str, Any]], unlisted: list[int], unknown: list[int], path: Path, allow_unlisted: bool
+    document: CocoDocument, unlisted: Sequence[int], unknown: Sequence[int], allow_unlisted: bool
 ) -> None:
+    path, num_annotations = document.path, len(document.annotations)
     if unknown:
-        ids = sorted({raw[index]["category_id"] for index in unknown})
+        ids = sorted({document.references(position)[1] for position in unknown})
         raise refuse(
             path,
             [f"annotations[{index}].category_id" for index in unknown],
@@ -246,25 +218,22 @@ def _check_references(
         )
     # The reference's subset files list some images and keep all annotations. A file none of whose annotations
     # fits its images is something else.
-    is_subset = 2 * len(unlisted) > len(raw) and len(unlisted) < len(raw)
+    is_subset = 2 * len(unlisted) > num_annotations and len(unlisted) < num_annotations
     if unlisted and not allow_unlisted and not is_subset:
         raise refuse(
             path,
             [f"annotations[{index}].image_id" for index in unlisted],
-            f"the image id {raw[unlisted[0]]['image_id']} is not among the images",
+            f"the image id {document.references(unlisted[0])[0]} is not among the images",
             "remove these annotations, or list their images",
         )
 
 
-def _check_boxes(
-    annotations: Sequence[Annotation], indices: Sequence[int], images: Sequence[ImageRecord], path: Path
-) -> tuple[Annotation, ...]:
+def _check_boxes(annotations: AnnotationSet, indices: Sequence[int], path: Path) -> AnnotationSet:
     """Refuse boxes that cannot be right, and return the others without those of zero size."""
-    if not annotations:
-        return ()
-    size_of_image = {image.id: (image.width, image.height) for image in images}
-    boxes_xywh_px = np.array([annotation.box_xywh_px for annotation in annotations])
-    sizes = np.array([size_of_image[annotation.image_id] for annotation in annotations], dtype=np.float64)
+    if not annotations.annotations:
+        return annotations
+    boxes_xywh_px = annotations.boxes_xywh_px
+    sizes = annotations.image_sizes_wh_px[annotations.image_rows]
     starts, extents = boxes_xywh_px[:, :2], boxes_xywh_px[:, 2:]
 
     def places(wrong: NDArray[np.bool_]) -> list[str]:
@@ -272,7 +241,7 @@ def _check_boxes(
 
     negative: NDArray[np.bool_] = np.any(extents < 0, axis=1)
     if negative.any():
-        first = annotations[int(np.argmax(negative))]
+        first = annotations.annotations[int(np.argmax(negative))]
         raise refuse(path, places(negative), f"negative width or height: {_box_text(first.box_xywh_px)}")
     guess = _wrong_box_format(boxes_xywh_px, sizes)
     if guess:
@@ -284,14 +253,16 @@ def _check_boxes(
     has_size: NDArray[np.bool_] = np.all(extents > 0, axis=1)
     outside = has_size & np.any((starts >= sizes) | (starts + extents <= 0), axis=1)
     if outside.any():
-        first = annotations[int(np.argmax(outside))]
-        width, height = size_of_image[first.image_id]
+        position = int(np.argmax(outside))
+        first, (width, height) = annotations.annotations[position], sizes[position].astype(int)
         raise refuse(
             path,
             places(outside),
             f"the box {_box_text(first.box_xywh_px)} lies wholly outside its image of {width} x {height} pixels",
         )
-    return tuple(annotations[position] for position in np.flatnonzero(has_size).tolist())
+    if has_size.all():
+        return annotations
+    return replace(annotations, annotations=tuple(compress(annotations.annotations, has_size.tolist())))
 
 
 def _wrong_box_format(boxes_xywh_px: NDArray[np.float64], sizes: NDArray[np.float64]) -> str | None:
@@ -317,24 +288,21 @@ def write_coco(path: Path, annotations: AnnotationSet) -> None:
     """
     content = {
         "info": {},  # pycocotools' loadRes asks for it
-        "images": [
-            {"id": image.id, "file_name": image.file_name, "width": image.width, "height": image.height}
-            for image in annotations.images
-        ],
+        "images": [CocoImage(image.id, image.file_name, image.width, image.height) for image in annotations.images],
         "annotations": [
-            {
-                "id": annotation.id,
-                "image_id": annotation.image_id,
-                "category_id": annotation.category_id,
-                "bbox": annotation.box_xywh_px,
-                "area": annotation.area,
-                "iscrowd": int(annotation.is_crowd),
-            }
+            CocoAnnotation(
+                annotation.id,
+                annotation.image_id,
+                annotation.category_id,
+                annotation.box_xywh_px,
+                annotation.area,
+                1 if annotation.is_crowd else 0,
+            )
             for annotation in annotations.annotations
         ],
-        "categories": [{"id": category.id, "name": category.name} for category in annotations.categories],
+        "categories": [CocoCategory(category.id, category.name) for category in annotations.categories],
     }
-    write_atomic(path, orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
+    write_atomic(path, msgspec.json.encode(content) + b"\n")
 
 
 def _box_text(box_xywh_px: tuple[float, ...]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from core.annotations.records import AnnotationSet
 from core.errors import DataError
 
@@ -71,20 +73,17 @@ def count_findings(
     difficult_boxes: int = 0,
 ) -> Findings:
     """Count what an annotation set itself shows; the arguments add what only its reader saw."""
-    sizes = {image.id: (image.width, image.height) for image in annotations.images}
+    rows, boxes_xywh_px = annotations.image_rows, annotations.boxes_xywh_px
+    starts, ends = boxes_xywh_px[:, :2], boxes_xywh_px[:, :2] + boxes_xywh_px[:, 2:]
+    reaches_over = np.any((starts < 0) | (ends > annotations.image_sizes_wh_px[rows]), axis=1)
     per_class = Counter(annotation.category_id for annotation in annotations.annotations)
-    partly_outside = 0
-    for annotation in annotations.annotations:
-        left, top, width, height = annotation.box_xywh_px
-        image_width, image_height = sizes[annotation.image_id]
-        partly_outside += left < 0 or top < 0 or left + width > image_width or top + height > image_height
     return Findings(
         zero_size_boxes=zero_size_boxes,
-        partly_outside_boxes=partly_outside,
+        partly_outside_boxes=int(reaches_over.sum()),
         unlisted_annotations=unlisted_annotations,
         crowd_boxes=sum(annotation.is_crowd for annotation in annotations.annotations),
         difficult_boxes=difficult_boxes,
-        images_without_objects=len(sizes.keys() - {annotation.image_id for annotation in annotations.annotations}),
+        images_without_objects=len(annotations.images) - len(np.unique(rows)),
         classes_without_instances=tuple(c.name for c in annotations.categories if not per_class[c.id]),
     )
 

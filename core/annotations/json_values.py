@@ -6,32 +6,36 @@ import json
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from core.errors import DataError
 
 MAX_ID = 2**63 - 1
 
 
 def load_json(path: Path) -> Any:
-    """Parse a JSON file of any size. NaN and Infinity, which Python writes, are let through for later checks.
+    """Parse a JSON file. NaN and Infinity, which Python writes, are let through for later checks.
 
     Raises:
         DataError: the file is missing or is not JSON; names line and column.
     """
+    return parse_json(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what an annotation file holds.
+
+    Raises:
+        DataError: it is missing, or cannot be read.
+    """
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError("no such annotation file", where=str(path)) from None
     except OSError as error:
         raise DataError(f"cannot read the annotation file: {error.strerror}", where=str(path)) from error
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return _load_json_slowly(content, path)
 
 
-def _load_json_slowly(content: bytes, path: Path) -> Any:
+def parse_json(content: bytes, path: Path) -> Any:
+    """Parse JSON as `load_json` does; `path` names it in errors."""
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.annotations.coco import inspect_coco, read_categories, write_coco
+from core.annotations.coco_document import read_document
 from core.annotations.findings import Findings, SplitContent
-from core.annotations.json_values import load_json
 from core.annotations.layouts import find_layout
 from core.annotations.records import AnnotationSet, Category, PreparedDataset, Split
 from core.errors import DataError
@@ -148,7 +148,7 @@ def _open_prepared(root: Path) -> PreparedDataset:
 def _open_layout(root: Path, splits: Mapping[str, Split]) -> PreparedDataset:
     # All files of a layout name the same classes (`read_split` checks it); the smallest one is read fastest.
     file = min((split.annotation_file for split in splits.values()), key=lambda path: path.stat().st_size)
-    classes = sorted(read_categories(load_json(file), file), key=lambda category: category.id)
+    classes = sorted(read_categories(read_document(file)), key=lambda category: category.id)
     return PreparedDataset(root, root.absolute().name, tuple(classes), splits)
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
 
 BoxXYWH = tuple[float, float, float, float]
 """Left, top, width, height in pixels, as COCO writes them."""
@@ -28,9 +35,12 @@ class ImageRecord:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """One labelled box; `area` in square pixels (of the mask, where the file has one)."""
+class Annotation(Struct, frozen=True, gc=False):
+    """One labelled box; `area` in square pixels (of the mask, where the file has one).
+
+    A file has a million of them: a Struct is made ten times faster than a dataclass, takes less memory, and is no work
+    for the garbage collector. `msgspec.structs.replace` changes one.
+    """
 
     id: int
     image_id: int
@@ -47,6 +57,30 @@ class AnnotationSet:
     images: tuple[ImageRecord, ...]
     annotations: tuple[Annotation, ...]
     categories: tuple[Category, ...]
+
+    @cached_property
+    def image_rows(self) -> NDArray[np.int64]:
+        """The position in `images` of every annotation's image, (N,); a KeyError names an id that no image has."""
+        listed = np.fromiter(map(attrgetter("id"), self.images), np.int64, len(self.images))
+        wanted = np.fromiter(map(attrgetter("image_id"), self.annotations), np.int64, len(self.annotations))
+        order = np.argsort(listed)  # sorting is several times faster than a dictionary
+        places = np.searchsorted(listed, wanted, sorter=order)
+        found = places < len(listed)
+        found[found] = listed[order[places[found]]] == wanted[found]
+        if not found.all():
+            raise KeyError(int(wanted[~found][0]))
+        return order[places]
+
+    @cached_property
+    def boxes_xywh_px(self) -> NDArray[np.float64]:
+        """The boxes of all annotations, (N, 4)."""
+        values = chain.from_iterable(map(attrgetter("box_xywh_px"), self.annotations))
+        return np.fromiter(values, np.float64, 4 * len(self.annotations)).reshape(-1, 4)
+
+    @cached_property
+    def image_sizes_wh_px(self) -> NDArray[np.float64]:
+        """Width and height of every image, (M, 2)."""
+        return np.array([(image.width, image.height) for image in self.images], dtype=np.float64).reshape(-1, 2)
 
     def by_image(self) -> dict[int, list[Annotation]]:
         """Return the annotations of every image id; an empty list for an image without objects."""

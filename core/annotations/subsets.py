@@ -6,6 +6,7 @@ floor(r * N) images, at least one, which are the paper's 1182, 2365, 5914 and 11
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections import Counter
@@ -16,15 +17,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.annotations.coco import check_coco
+from core.annotations.coco_document import read_document
 from core.annotations.json_values import load_json
 from core.annotations.prepared import get_split, require_same_classes
 from core.annotations.records import PreparedDataset
 from core.errors import DataError, UsageError
-from core.files import sha256_of, write_atomic
+from core.files import sha256_of, write_atomic, write_json
 
 RULE = "image ids sorted, shuffled by random.Random(seed), the first floor(rate * N), at least 1"
 _SPLIT = "train"
@@ -97,40 +98,36 @@ def subsample(dataset: PreparedDataset, rate: float, seed: int = 0, out: Path | 
     split = get_split(dataset, _SPLIT)
     parent = split.annotation_file
     path = _target(parent, rate, seed, out)
-    raw = load_json(parent)
-    annotations, _ = check_coco(raw, parent, split.image_root)
+    document = read_document(parent)
+    annotations, _ = check_coco(document, split.image_root)
     require_same_classes(dataset.classes, annotations.categories, str(dataset.root), str(parent))
     if not annotations.images:
         raise DataError("the train split has no images", where=str(parent))
-    image_ids = _choose([image.id for image in annotations.images], rate, seed)
-    content = {
-        **raw,
-        "images": [image for image in raw["images"] if image["id"] in image_ids],
-        "annotations": [annotation for annotation in raw["annotations"] if annotation["image_id"] in image_ids],
-    }
-    names = {category.id: category.name for category in annotations.categories}
-    counts = Counter(annotation["category_id"] for annotation in content["annotations"])
-    try:
-        written = orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError as error:  # in keys that are not ours: numbers beyond 64 bits, broken Unicode
-        raise DataError(f"holds values that cannot be written again: {error}", where=str(parent)) from error
+    image_ids = [image.id for image in annotations.images]
+    chosen = _choose(image_ids, rate, seed)
+    images = [row for row, image_id in enumerate(image_ids) if image_id in chosen]
+    entries: list[int] = []
+    counts: Counter[int] = Counter()
+    for row in range(len(document.annotations)):
+        image_id, category_id = document.references(row)
+        if image_id in chosen:
+            entries.append(row)
+            counts[category_id] += 1
+    written = document.with_entries(images, entries)
     write_atomic(path, written)
     manifest = SubsetManifest(
         rate=rate,
         seed=seed,
         rule=RULE,
         parent=parent.name,
-        parent_sha256=sha256_of(parent),
-        num_parent_images=len(annotations.images),
-        subset_sha256=sha256_of(path),
-        num_annotations=len(content["annotations"]),
-        class_counts={name: counts[ident] for ident, name in names.items()},
-        image_ids=[image["id"] for image in content["images"]],
+        parent_sha256=hashlib.sha256(document.content).hexdigest(),
+        num_parent_images=len(image_ids),
+        subset_sha256=hashlib.sha256(written).hexdigest(),
+        num_annotations=len(entries),
+        class_counts={category.name: counts[category.id] for category in annotations.categories},
+        image_ids=[image_ids[row] for row in images],
     )
-    write_atomic(
-        _manifest_path(path),
-        orjson.dumps(manifest.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
-    )
+    write_json(_manifest_path(path), manifest.model_dump())
     return _report(path, manifest)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from msgspec import structs
 
 from core.annotations.records import Annotation, AnnotationSet, Category, ImageRecord
 from core.datasets.batches import Batch, collate
@@ -147,7 +148,7 @@ def _clip(annotation: Annotation, image: ImageRecord) -> Annotation:
     left, top, width, height = annotation.box_xywh_px
     right, bottom = min(left + width, image.width), min(top + height, image.height)
     left, top = max(left, 0.0), max(top, 0.0)
-    return replace(annotation, box_xywh_px=(left, top, max(right - left, 0.0), max(bottom - top, 0.0)))
+    return structs.replace(annotation, box_xywh_px=(left, top, max(right - left, 0.0), max(bottom - top, 0.0)))
 
 
 def _clipped(annotations: AnnotationSet) -> AnnotationSet:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.annotations.coco import inspect_coco, read_coco, write_coco
+from core.annotations.coco import check_coco, inspect_coco, read_coco, write_coco
+from core.annotations.coco_document import CocoDocument, parse_document, read_document
 from core.errors import DataError
 
 from .conftest import Edit, coco_dict, write_json
@@ -83,6 +86,8 @@ FAULTS: list[tuple[str, Edit, list[str]]] = [
     ("F09-nan", put("annotations.2.bbox", [1, 2, float("nan"), 4]), ["annotations[2].bbox", "finite", "nan"]),
     ("F09-inf", put("annotations.2.bbox", [1, float("-inf"), 2, 4]), ["annotations[2].bbox", "finite", "-inf"]),
     ("F09-huge", put("annotations.2.bbox", [1, 10**400, 2, 4]), ["annotations[2].bbox", "finite"]),
+    ("F09-large", put("annotations.2.bbox", [1, 2, 1e9, 4]), ["annotations[2].bbox", "finite", "1000000000.0"]),
+    ("F09-area", put("annotations.2.area", 1e18), ["annotations[2].area", "finite"]),
     ("F09-text", put("annotations.2.bbox", [1, "2", 3, 4]), ["annotations[2].bbox", "'2'"]),
     ("F09-null-inside", put("annotations.2.bbox", [1, None, 3, 4]), ["annotations[2].bbox", "None"]),
     ("F09-null", put("annotations.2.bbox", None), ["annotations[2].bbox", "missing or null"]),
@@ -181,6 +186,20 @@ def test_reads_what_stands_in_the_file(tmp_path: Path) -> None:
     assert findings.crowd_boxes == 1
     assert findings.images_without_objects == 1
     assert any("over an image's edge" in note for note in findings.notes())
+
+
+def test_images_in_any_order(tmp_path: Path) -> None:
+    content = coco_dict()
+    for image, width in zip(content["images"], (40, 12, 40, 40), strict=True):
+        image["width"] = width
+    content["images"] = [content["images"][position] for position in (2, 0, 3, 1)]
+    read, findings = inspect_coco(write_json(tmp_path / "a.json", content))
+    assert read.image_rows.tolist() == [1, 1, 3, 3, 0, 0]
+    assert findings.partly_outside_boxes == 2
+    with pytest.raises(KeyError, match="2"):
+        _ = dataclasses.replace(read, images=read.images[:3]).image_rows
+    with pytest.raises(KeyError, match="1"):
+        _ = dataclasses.replace(read, images=()).image_rows
 
 
 def test_f08_zero_size_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -302,3 +321,73 @@ def test_any_bytes_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError):
         read_coco(tmp_path / "a.json")
+
+
+NUMBERS = st.integers() | st.floats() | st.sampled_from([640.0, 2.0, 0, 1, -0.0, 1e18, 2**63, 10**30, True])
+BOXES = st.lists(st.integers(-3, 45) | st.floats(-3, 45), min_size=4, max_size=4) | st.lists(NUMBERS, max_size=5)
+ENTRIES = {
+    "images": {
+        "id": st.integers(0, 5) | VALUES,
+        "file_name": st.sampled_from(["a.png", "b/c.png", "/d.png", "../e.png", "f\ud800.png", "é.png"]) | VALUES,
+        "width": st.just(40) | NUMBERS,
+        "height": st.just(40.0) | NUMBERS,
+    },
+    "annotations": {
+        "id": st.integers(0, 9) | VALUES,
+        "image_id": st.integers(0, 5) | VALUES,
+        "category_id": st.integers(0, 2) | VALUES,
+        "bbox": BOXES | VALUES,
+        "area": st.floats(0, 100) | NUMBERS,
+        "iscrowd": st.sampled_from([0, 1, False, True, 1.0, 2, "1", None]),
+    },
+    "categories": {"id": st.integers(0, 2) | VALUES, "name": st.sampled_from(["cat", "dög", "", "\udc00"]) | VALUES},
+}
+
+
+@st.composite
+def coco_bytes(draw: st.DrawFn) -> bytes:
+    """A COCO file that was right before some values, keys or bytes of it were replaced."""
+    content = coco_dict(num_images=draw(st.integers(1, 4)))
+    for _ in range(draw(st.integers(0, 3))):
+        section = draw(st.sampled_from(sorted(ENTRIES)))
+        entry = draw(st.sampled_from(content[section] or [{}]))
+        key = draw(st.sampled_from(sorted(ENTRIES[section])))
+        entry.pop(key, None)
+        if draw(st.integers(0, 3)):
+            entry[key] = draw(ENTRIES[section][key])
+        if not draw(st.integers(0, 3)):
+            entry["note"] = draw(VALUES)
+    written = json.dumps(content, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1])))
+    content_bytes = bytearray(written.encode("utf-8", "surrogatepass"))
+    for position, byte in draw(
+        st.lists(st.tuples(st.integers(0, len(content_bytes) - 1), st.integers(0, 255)), max_size=1)
+    ):
+        if not draw(st.integers(0, 4)):
+            content_bytes[position] = byte
+    return bytes(content_bytes)
+
+
+def outcome_of(read: Callable[[], CocoDocument]) -> tuple[object, ...]:
+    try:
+        annotations, findings = check_coco(read())
+    except DataError as error:
+        return error.message, error.where, error.hint
+    values = [repr(part) for part in (annotations.images, annotations.annotations, annotations.categories)]
+    return *values, findings
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=coco_bytes())
+def test_what_passes_over_polygons_sees_what_the_plain_parser_sees(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    assert outcome_of(lambda: read_document(path)) == outcome_of(lambda: parse_document(content, path))
+
+
+def test_a_file_without_faults_is_not_parsed_whole(tmp_path: Path) -> None:
+    content = coco_dict()
+    content["annotations"][0] |= {"segmentation": {"counts": "a`é\\", "size": [30, 40]}, "iscrowd": True}
+    del content["annotations"][1]["area"], content["annotations"][2]["iscrowd"]
+    assert read_document(write_json(tmp_path / "a.json", content)).parsed is None
+    content["annotations"][3]["score"] = float("nan")
+    assert read_document(write_json(tmp_path / "a.json", content)).parsed is not None

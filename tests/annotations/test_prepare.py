@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from PIL import Image
 
@@ -74,7 +73,7 @@ def test_voc_with_lists(tmp_path: Path) -> None:
     assert "XML files that are in no list, left out: 1" in report.notes
     dataset = open_dataset(tmp_path / "data")
     assert dataset.splits["test"].image_root == root / "JPEGImages"
-    orjson.dumps(asdict(report), default=str)
+    json.dumps(asdict(report), default=str)
 
 
 def test_voc_without_lists_gets_a_val_split(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.annotations.prepared import open_dataset, read_split
 from core.annotations.records import PreparedDataset
-from core.annotations.subsets import _choose, _percent, describe_subset, find_subset, subsample
+from core.annotations.subsets import _choose, _percent, describe_subset, find_subset, read_manifest, subsample
 from core.errors import DataError, MachineError, UsageError
+from core.files import sha256_of
 
 from .conftest import coco_dict, make_coco_layout, write_json
+from .test_coco import VALUES
 from .test_prepared import make_prepared
 
 
@@ -218,3 +220,43 @@ def test_fault_in_the_train_file(dataset: PreparedDataset) -> None:
     with pytest.raises(DataError, match=r"annotations\[0\].bbox"):
         subsample(dataset, 0.5)
     assert not list((dataset.root / "annotations").glob("*seed*"))
+
+
+@given(rate=st.floats(0.05, 1), data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_everything_of_the_chosen_stays(dataset: PreparedDataset, rate: float, data: st.DataObject) -> None:
+    whole = coco_dict(9)
+    for entry in [*whole["images"], *whole["annotations"]]:
+        entry |= data.draw(st.dictionaries(st.text(max_size=3).map("x{}".format), VALUES, max_size=2))
+    whole["annotations"][0]["bbox"][2] = 0  # dropped by whoever reads it, not from the file
+    parent = dataset.splits["train"].annotation_file
+    write_json(parent, json.dumps(whole, ensure_ascii=data.draw(st.booleans())))
+    report = subsample(dataset, rate)
+    ids = set(read_manifest(report.path).image_ids)
+    images = [entry for entry in whole["images"] if entry["id"] in ids]
+    annotations = [entry for entry in whole["annotations"] if entry["image_id"] in ids]
+    assert json.dumps(content(report.path)) == json.dumps({**whole, "images": images, "annotations": annotations})
+    assert len(images) == report.num_images
+    assert len(annotations) == report.num_annotations == sum(report.class_counts.values())
+
+
+def test_what_is_strict_json_is_copied_to_the_letter(dataset: PreparedDataset) -> None:
+    whole = coco_dict(5)
+    sections = {
+        key: f"[{','.join(json.dumps(entry, indent=1) for entry in value)}]"
+        for key, value in whole.items()
+        if key not in ("info", "licenses")
+    }
+    sections |= {"info": '{"\\u0079ear" : 1.0e3, "by": "Zoë"}', "licenses": "[ ]"}
+    written = "{" + ",".join(f'"{key}":{sections[key]}' for key in sorted(sections)) + "}"
+    written = written.replace("10.5", "1.050E1")
+    write_json(dataset.splits["train"].annotation_file, written)
+    assert subsample(dataset, 1).path.read_text(encoding="utf-8") == written + "\n"
+
+
+def test_all_images_in_a_subset_of_the_whole(dataset: PreparedDataset) -> None:
+    report = subsample(dataset, 1)
+    assert content(report.path) == content(dataset.splits["train"].annotation_file)
+    manifest = read_manifest(report.path)
+    assert manifest.subset_sha256 == sha256_of(report.path)
+    assert manifest.parent_sha256 == sha256_of(dataset.splits["train"].annotation_file)

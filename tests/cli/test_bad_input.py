@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.annotations.conftest import make_coco_layout, make_voc
 from tests.cli.conftest import TINY, dedetr
 
 
@@ -213,7 +214,17 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_prepare_and_subsample_need_no_torch(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    for command in (["prepare-data"], ["subsample", "--rate", "0.1"]):
+    for package in ("torch", "torchvision"):
+        (tmp_path / f"{package}.py").write_text(f"raise SystemExit('{package} was imported')")
+    make_coco_layout(tmp_path / "coco")
+    make_voc(tmp_path / "voc")
+    for command in (
+        ["prepare-data"],
+        ["prepare-data", "coco", "--out", "from-coco", "--copy-images"],
+        ["prepare-data", "voc", "--out", "from-voc", "--json"],
+        ["subsample", "--rate", "0.1"],
+        ["subsample", "--rate", "0.5", "--data", "coco", "--json"],
+    ):
         done = dedetr(*command, cwd=tmp_path, PYTHONPATH=str(tmp_path))
         assert done.returncode == 0, done.stderr
+    assert "torch was imported" in dedetr("train", cwd=tmp_path, PYTHONPATH=str(tmp_path)).stderr

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from core.annotations.records import AnnotationSet, ImageRecord
 from core.config.schema import LabelAugmentationConfig
@@ -20,7 +20,7 @@ def _set(tmp_path: Path) -> AnnotationSet:
     for number, part in enumerate(parts):
         images.append(ImageRecord(number, "x.png", 100, 50))
         for row, annotation in enumerate(part.annotations):
-            annotations.append(replace(annotation, image_id=number, is_crowd=number == 2 and row < 2))
+            annotations.append(structs.replace(annotation, image_id=number, is_crowd=number == 2 and row < 2))
     return AnnotationSet(tuple(images), tuple(annotations), CLASSES)
 
 

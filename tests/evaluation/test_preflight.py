@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from PIL import Image
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def _replay(
 
 
 def _with_boxes(annotations: AnnotationSet, boxes: Sequence[Sequence[float]]) -> AnnotationSet:
-    changed = (replace(a, box_xywh_px=tuple(b)) for a, b in zip(annotations.annotations, boxes, strict=True))
+    changed = (structs.replace(a, box_xywh_px=tuple(b)) for a, b in zip(annotations.annotations, boxes, strict=True))
     return replace(annotations, annotations=tuple(changed))
 
 
@@ -124,11 +125,11 @@ def test_crowds_empty_and_overlapping_boxes_pass(tmp_path: Path) -> None:
     first = annotations.annotations[0]
     left, top, width, height = first.box_xywh_px
     more = (
-        replace(first, id=900, box_xywh_px=(0.0, 0.0, 50.0, 50.0), is_crowd=True),
-        replace(first, id=901, box_xywh_px=(left, top, 0.0, height)),
-        replace(first, id=902),  # the same box twice
-        replace(first, id=903, box_xywh_px=(left + 0.25, top, width, height)),
-        replace(first, id=904, box_xywh_px=(left, top, 0.5, 0.5)),
+        structs.replace(first, id=900, box_xywh_px=(0.0, 0.0, 50.0, 50.0), is_crowd=True),
+        structs.replace(first, id=901, box_xywh_px=(left, top, 0.0, height)),
+        structs.replace(first, id=902),  # the same box twice
+        structs.replace(first, id=903, box_xywh_px=(left + 0.25, top, width, height)),
+        structs.replace(first, id=904, box_xywh_px=(left, top, 0.5, 0.5)),
     )
     result = _replay(replace(annotations, annotations=(*annotations.annotations, *more)), tmp_path)
     assert result.num_boxes == len(annotations.annotations) + 4
