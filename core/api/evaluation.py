@@ -62,6 +62,7 @@ def evaluate(
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
         DataError: there is no such data set or split, it has a fault, or other classes than the checkpoint.
+        MachineError: the evaluator or the device is not there.
     """
     from core.datasets.loaders import EvalLoader
     from core.device import choose_device
@@ -76,8 +77,9 @@ def evaluate(
         own_device = str(processes.device(choose_device(device or "auto")))
         loaded, on = open_checkpoint(checkpoint, assignments, own_device, trust)
         dataset, annotations, images = open_split(data, split, loaded, on_note, check_files=processes.is_main)
-        on_note(f"evaluating {loaded.path} on {split} of {dataset.root}")
         config, world_size = loaded.assembly.config, processes.world_size
+        evaluator = CocoEvaluator(annotations, loaded.assembly.classes, backend=config.run.evaluator)
+        on_note(f"evaluating {loaded.path} on {split} of {dataset.root}, scored by {evaluator.backend_name}")
         batches = EvalLoader(
             images, config.data, rank=processes.rank, world_size=world_size, pin_memory=on.type == "cuda"
         )
@@ -86,7 +88,7 @@ def evaluate(
                 loaded.assembly.model,
                 loaded.assembly.postprocess,
                 batches,
-                CocoEvaluator(annotations, loaded.assembly.classes),
+                evaluator,
                 on,
                 lambda done: on_images(min(done * world_size, len(images)), len(images)),
                 processes,

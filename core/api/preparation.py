@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from core.api.common import LATEST, RUNS, Say
 from core.config.schema import Config
 from core.errors import UsageError
+from core.torchrun import num_processes_here
 
 if TYPE_CHECKING:
     import torch
@@ -87,14 +88,17 @@ def prepare_run(
     """
     from core.assembly import assemble
     from core.datasets.batches import TrainBatches
+    from core.datasets.image_cache import free_memory
+    from core.evaluation.backends import choose_backend
     from core.label_augmentation import has_policy
-    from core.trainer.inputs import make_datasets, read_training_inputs
+    from core.trainer.inputs import cache_images, make_datasets, read_training_inputs
     from core.trainer.loggers import require_loggers
     from core.trainer.optimizer import build_optimizer
     from core.trainer.precision import MixedPrecision
 
     config = _with_absolute_paths(config)
     require_loggers(config.run.loggers)
+    choose_backend(config.run.evaluator)  # refuses what is not installed; the run makes its own
     MixedPrecision(config.run.precision, device)  # refuses what the device cannot; the run makes its own
     inputs = read_training_inputs(config, on_note, check_files=processes.is_main)
     with processes.first_of_machine():
@@ -108,6 +112,9 @@ def prepare_run(
     build_optimizer(assembly.model, config.optimizer)  # freezes, or refuses to; the run builds its own
     train_dataset, validation = make_datasets(inputs, assembly, on_note, replay=processes.is_main)
     data = config.data
+    if data.cache:
+        val_dataset = validation.dataset if validation else None
+        cache_images(train_dataset, val_dataset, free_memory(), num_processes_here(num_processes), on_note)
     batches = TrainBatches(
         len(train_dataset),
         data.batch_size,

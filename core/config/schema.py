@@ -54,8 +54,9 @@ class ModelConfig(Section):
     """Initial reference: a centre (2) or a box (4); 4 with DETR's decoder only."""
     roi_backend: Literal["torchvision", "detectron2"] = "torchvision"
     """Whose RoIAlign crops the features; only `attention: plain` uses one."""
-    attention: Literal["fast", "plain"] = "fast"
-    """Implementation of the sparse attention: fast, or step by step. Both give the same numbers."""
+    attention: Literal["fast", "plain", "triton"] = "fast"
+    """Implementation of the sparse attention, all with the same numbers: fast; plain, step by step; triton, kernels for
+    CUDA devices that have run in Triton's interpreter only, so that nothing is known of their speed."""
 
     @model_validator(mode="after")
     def _check_dims(self) -> ModelConfig:
@@ -145,6 +146,8 @@ class DataConfig(Section):
     """Images of one optimizer step, over all processes and all micro-batches that gradients are accumulated over."""
     num_workers: NonNegativeInt = 2
     """Processes that read images, for each process that trains."""
+    cache: bool = False
+    """Keep decoded images in memory, if they fit: one copy for each process that trains and its workers."""
     sample_repeat: PositiveInt = 1
     """Every training image comes this often in an epoch, each time augmented anew."""
     augment: bool = True
@@ -204,6 +207,8 @@ class RunConfig(Section):
     """auto, cpu, cuda, cuda:N or mps."""
     eval_every: PositiveInt = 1
     """Evaluate after every so many epochs, and after the last."""
+    evaluator: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    """Who computes AP, with the same numbers: hotcoco (extra `fast-eval`) is many times faster; auto: if installed."""
     checkpoint_every: PositiveInt = 1
     """Save after every so many epochs, and after the last."""
     keep_checkpoints: PositiveInt = 2

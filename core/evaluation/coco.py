@@ -1,23 +1,22 @@
-"""Average precision and recall as COCO defines them, computed by pycocotools."""
+"""Average precision and recall as COCO defines them."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+import torch
 
 from core.annotations.records import AnnotationSet, Category
+from core.evaluation.backends import Backend, DetectionTable, choose_backend, tabulate
 from core.structures import Detections
 
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+_NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
@@ -58,20 +57,40 @@ class EvaluationResult:
 
 
 class CocoEvaluator:
-    """Collects the detections of every image, then scores them all.
+    """Collects the detections of every image of a split, then scores them all, as often as asked.
 
-    Crowds (`is_crowd`) are neither found nor missed, as pycocotools has it.
+    Crowds (`is_crowd`) are neither found nor missed, as pycocotools has it. What does not depend on the detections is
+    made once.
 
     Args:
         annotations: what should be found.
         classes: the classes by label; detections of a class that the annotations do not have are not scored.
+        backend: who computes: pycocotools, hotcoco, or auto for hotcoco where it is installed. The numbers are the
+            same.
+
+    Raises:
+        MachineError: the backend is not installed.
     """
 
-    def __init__(self, annotations: AnnotationSet, classes: Sequence[Category]) -> None:
+    def __init__(
+        self, annotations: AnnotationSet, classes: Sequence[Category], *, backend: str = "pycocotools"
+    ) -> None:
         self.annotations = annotations
         self.classes = tuple(classes)
-        self._image_ids = {image.id for image in annotations.images}
+        self._backend_class = choose_backend(backend)
+        self._ground_truth = ground_truth = tabulate(annotations)
+        self._num_boxes = np.bincount(
+            ground_truth.class_rows[~ground_truth.is_crowd], minlength=len(ground_truth.categories)
+        ).tolist()
+        self._image_row = {image_id: row for row, image_id in enumerate(ground_truth.image_ids)}
+        class_row = {category.id: row for row, category in enumerate(ground_truth.categories)}
+        self._class_row_of_label = np.array([class_row.get(c.id, -1) for c in self.classes], dtype=np.int64)
         self._detections: dict[int, Detections] = {}
+
+    @property
+    def backend_name(self) -> str:
+        """Who computes: pycocotools or hotcoco."""
+        return self._backend_class.name
 
     @property
     def detections(self) -> Mapping[int, Detections]:
@@ -84,23 +103,15 @@ class CocoEvaluator:
         Raises:
             ValueError: the image is not of this set, or was added before.
         """
-        if image_id not in self._image_ids:
+        if image_id not in self._image_row:
             raise ValueError(f"image id {image_id} is not in the annotations")
         if image_id in self._detections:
             raise ValueError(f"image id {image_id} was evaluated twice")
         self._detections[image_id] = detections
 
-    def to_coco_results(self) -> list[dict[str, Any]]:
-        """Return all detections as a COCO results list: original category ids, boxes as xywh in pixels."""
-        results: list[dict[str, Any]] = []
-        for image_id, detections in self._detections.items():
-            boxes = detections.boxes_xyxy_px.detach().cpu().double().numpy()
-            boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-            rows = zip(boxes_xywh.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
-            for box, score, label in rows:
-                category_id = self.classes[label].id
-                results.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
-        return results
+    def clear(self) -> None:
+        """Forget all detections."""
+        self._detections = {}
 
     def compute(self, max_detections: int = 100) -> EvaluationResult:
         """Score the detections of all images.
@@ -111,69 +122,45 @@ class CocoEvaluator:
         Raises:
             ValueError: an image was not added.
         """
-        missing = self._image_ids - self._detections.keys()
+        missing = self._image_row.keys() - self._detections.keys()
         if missing:
             raise ValueError(f"{len(missing)} images were not evaluated, such as id {min(missing)}")
-        results = self.to_coco_results()
-        # pycocotools prints; stdout belongs to the command's result.
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self._ground_truth(), self._results(results), "bbox")
-            evaluation.params.maxDets = [1, 10, max_detections]
-            evaluation.evaluate()
-            evaluation.accumulate()
-        # Axes: (IoU, recall, class, area, max detections) and (IoU, class, area, max detections).
-        precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-        counts = Counter(a.category_id for a in self.annotations.annotations if not a.is_crowd)
+        found = self._backend.score(self._table(), max_detections)
         per_class = tuple(
             ClassResult(
                 category,
-                _mean(precision[:, :, row, 0, -1]),
-                _mean(precision[0, :, row, 0, -1]),
-                counts[category.id],
+                _mean(found.precision[:, :, row, 0, -1]),
+                _mean(found.precision[0, :, row, 0, -1]),
+                num_boxes,
             )
-            # pycocotools' own order
-            for row, category in enumerate(sorted(self.annotations.categories, key=lambda category: category.id))
+            for row, (category, num_boxes) in enumerate(
+                zip(self._ground_truth.categories, self._num_boxes, strict=True)
+            )
         )
         return EvaluationResult(
-            stats=_stats(precision, recall),
+            stats=_stats(found.precision, found.recall),
             per_class=per_class,
-            num_images=len(self._image_ids),
-            num_detections=len(results),
+            num_images=len(self._image_row),
+            num_detections=sum(map(len, self._detections.values())),
             max_detections=max_detections,
         )
 
-    def _ground_truth(self) -> COCO:
-        annotations = [
-            {
-                "id": row,
-                "image_id": annotation.image_id,
-                "category_id": annotation.category_id,
-                "bbox": list(annotation.box_xywh_px),
-                "area": annotation.area,
-                "iscrowd": int(annotation.is_crowd),
-            }
-            # pycocotools takes id 0 for "not matched", so ids are counted from 1.
-            for row, annotation in enumerate(self.annotations.annotations, start=1)
-        ]
-        return self._coco(annotations)
+    @cached_property
+    def _backend(self) -> Backend:
+        return self._backend_class(self._ground_truth)
 
-    def _results(self, results: list[dict[str, Any]]) -> COCO:
-        """Do what pycocotools' `loadRes` does, which fails on an empty list."""
-        detections = [
-            {**result, "id": row, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
-            for row, result in enumerate(results, start=1)
-        ]
-        return self._coco(detections)
-
-    def _coco(self, annotations: list[dict[str, Any]]) -> COCO:
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": image.id} for image in self.annotations.images],
-            "annotations": annotations,
-            "categories": [{"id": category.id, "name": category.name} for category in self.annotations.categories],
-        }
-        coco.createIndex()
-        return coco
+    def _table(self) -> DetectionTable:
+        """Return what was added as one table, without the classes that the annotations do not have."""
+        found = [*self._detections.values(), _NOTHING]
+        boxes = torch.cat([detections.boxes_xyxy_px.cpu() for detections in found]).detach().double().numpy()
+        scores = torch.cat([detections.scores.cpu() for detections in found]).detach().double().numpy()
+        labels = torch.cat([detections.labels.cpu() for detections in found]).numpy()
+        image_rows = np.array([self._image_row[image_id] for image_id in self._detections], dtype=np.int64)
+        image_rows = image_rows.repeat([len(detections) for detections in self._detections.values()])
+        class_rows = self._class_row_of_label[labels]
+        boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        known = class_rows >= 0
+        return DetectionTable(image_rows[known], class_rows[known], boxes_xywh[known], scores[known])
 
 
 def _stats(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> dict[str, float | None]:

@@ -31,7 +31,7 @@ _WRITTEN_BY_A_RUN = (
     "config.yaml", "manifest.json", "metrics.jsonl", "metrics.csv", "checkpoints", "eval", "plots", "diverged",
     "tensorboard", "wandb",
 )  # fmt: skip
-_PACKAGES = ("dedetr", "torch", "torchvision", "numpy", "scipy", "pycocotools", "pillow", "timm")
+_PACKAGES = ("dedetr", "torch", "torchvision", "numpy", "scipy", "pycocotools", "hotcoco", "pillow", "timm")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ class Validator:
         assembly: what belongs to the models.
         device: where they are.
         processes: that share the images.
+
+    Raises:
+        MachineError: the configuration's evaluator is not installed.
     """
 
     def __init__(self, validation: Validation, assembly: Assembly, device: torch.device, processes: Processes) -> None:
@@ -57,6 +60,7 @@ class Validator:
             world_size=processes.world_size,
             pin_memory=device.type == "cuda",
         )
+        self._evaluator = CocoEvaluator(validation.annotations, assembly.classes, backend=assembly.config.run.evaluator)
 
     def run(
         self, model: Detector, reporter: Reporter, poll: Callable[[], None], epoch: int, step: int
@@ -73,14 +77,14 @@ class Validator:
         Returns:
             The same numbers in all processes.
         """
-        evaluator = CocoEvaluator(self.validation.annotations, self.assembly.classes)
+        self._evaluator.clear()
         # Compiled code rounds otherwise than `dedetr eval`, and would be made anew for evaluation's image sizes.
         with compiled_code_unused() if self.assembly.config.run.compile else contextlib.nullcontext():
             result = evaluate(
                 model,
                 self.assembly.postprocess,
                 self._batches(reporter, poll),
-                evaluator,
+                self._evaluator,
                 self.device,
                 processes=self.processes,
             )
@@ -88,7 +92,7 @@ class Validator:
         num_images = self.assembly.config.run.num_logged_images
         if reporter.wants_pictures and num_images:
             names = [category.name for category in self.assembly.classes]
-            pictures = draw_logged_images(self.validation.dataset, evaluator.detections, names, num_images)
+            pictures = draw_logged_images(self.validation.dataset, self._evaluator.detections, names, num_images)
             reporter.predictions_drawn(PredictionsDrawn(epoch, step, pictures))
         return result
 
