@@ -14,6 +14,12 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     return all(name in environment for name in VARIABLES)
 
 
+def num_processes_here(num_processes: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many of a run's processes share this machine; all of them where nothing else is said."""
+    text = environment.get("LOCAL_WORLD_SIZE", "") if started_by_torchrun(environment) else ""
+    return min(num_processes, int(text)) if text.isdigit() else num_processes
+
+
 def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
     """Tell whether this is the process that speaks: the only one, or the first of several."""
     return not started_by_torchrun(environment) or environment["RANK"] == "0"

@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from core.datasets.dataset import Sample
 from core.datasets.seeds import derived_generator
+from core.datasets.transforms import Normalisation
 from core.errors import UsageError
 from core.structures import ImageBatch, Target
 
@@ -20,13 +21,17 @@ class Batch:
     """Padded images with what belongs to them.
 
     Attributes:
-        images: the padded images.
+        pixels: (B, H, W, 3) uint8, RGB, padded at the bottom and right.
+        sizes_hw: un-padded height and width of each image in pixels.
+        normalisation: what pixels still need before a model sees them.
         targets: one for each image.
         image_ids: as in the annotation file.
         original_sizes_hw: (B, 2) int64, height and width in pixels before any transform.
     """
 
-    images: ImageBatch
+    pixels: Tensor
+    sizes_hw: tuple[tuple[int, int], ...]
+    normalisation: Normalisation
     targets: tuple[Target, ...]
     image_ids: tuple[int, ...]
     original_sizes_hw: Tensor
@@ -34,42 +39,52 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def images(self) -> ImageBatch:
+        """What the model sees, on the device of the batch; made from its bytes each time it is asked for."""
+        device = self.pixels.device
+        pixels = self.normalisation.apply(self.pixels)
+        padding_mask = torch.ones(self.pixels.shape[:3], dtype=torch.bool, device=device)
+        for row, (height, width) in enumerate(self.sizes_hw):
+            padding_mask[row, :height, :width] = False
+            pixels[row, :, height:] = 0
+            pixels[row, :, :height, width:] = 0
+        sizes_hw = torch.tensor(self.sizes_hw, dtype=torch.int64).to(device, non_blocking=True)
+        return ImageBatch(pixels, padding_mask, sizes_hw)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; from pinned memory the copies do not block."""
         return replace(
             self,
-            images=self.images.to(device),
+            pixels=self.pixels.to(device, non_blocking=True),
             targets=tuple(target.to(device) for target in self.targets),
             original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; called by PyTorch's DataLoader."""
-        images = ImageBatch(
-            self.images.pixels.pin_memory(), self.images.padding_mask.pin_memory(), self.images.sizes_hw.pin_memory()
-        )
         targets = tuple(
             Target(target.boxes_cxcywh_norm.pin_memory(), target.labels.pin_memory()) for target in self.targets
         )
-        return replace(self, images=images, targets=targets, original_sizes_hw=self.original_sizes_hw.pin_memory())
+        pixels, original_sizes_hw = self.pixels.pin_memory(), self.original_sizes_hw.pin_memory()
+        return replace(self, pixels=pixels, targets=targets, original_sizes_hw=original_sizes_hw)
 
 
-def pad_images(images: Sequence[Tensor]) -> ImageBatch:
-    """Pad normalised images (3, h, w) with zeros at the bottom and right to the largest height and width."""
-    sizes_hw = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
-    height, width = sizes_hw.amax(0).tolist()
-    pixels = images[0].new_zeros(len(images), 3, height, width)
-    padding_mask = torch.ones(len(images), height, width, dtype=torch.bool)
+def pad_images(images: Sequence[Tensor]) -> Tensor:
+    """Return images (3, h, w) as (B, H, W, 3), padded with zeros at the bottom and right to the largest sides."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    padded = images[0].new_zeros(len(images), height, width, 3)
     for row, image in enumerate(images):
-        pixels[row, :, : image.shape[-2], : image.shape[-1]] = image
-        padding_mask[row, : image.shape[-2], : image.shape[-1]] = False
-    return ImageBatch(pixels, padding_mask, sizes_hw)
+        padded[row, : image.shape[1], : image.shape[2]] = image.permute(1, 2, 0)
+    return padded
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of at least one sample."""
+    """Make a batch of at least one sample, all of one normalisation."""
     return Batch(
-        images=pad_images([sample.pixels for sample in samples]),
+        pixels=pad_images([sample.pixels for sample in samples]),
+        sizes_hw=tuple((sample.pixels.shape[1], sample.pixels.shape[2]) for sample in samples),
+        normalisation=samples[0].normalisation,
         targets=tuple(sample.target for sample in samples),
         image_ids=tuple(sample.image_id for sample in samples),
         original_sizes_hw=torch.tensor([sample.original_size_hw for sample in samples], dtype=torch.int64),

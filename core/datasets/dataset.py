@@ -13,8 +13,9 @@ from torchvision.transforms.v2 import functional
 
 from core.annotations.images import open_image
 from core.annotations.records import Annotation, AnnotationSet, Category
+from core.datasets.image_cache import ImageCache
 from core.datasets.seeds import derived_generator
-from core.datasets.transforms import TransformedImage, clip_boxes
+from core.datasets.transforms import Normalisation, TransformedImage, clip_boxes
 from core.errors import DataError, DedetrError
 from core.files import join_within
 from core.structures import Target
@@ -28,16 +29,18 @@ class Sample:
     """One image, ready for a batch.
 
     Attributes:
-        pixels: (3, h, w) float, normalised.
+        pixels: (3, h, w) uint8, RGB; not to be written to.
         target: boxes as shares of the image, and labels.
         image_id: its id in the annotation file.
         original_size_hw: height and width in pixels before any transform.
+        normalisation: what pixels still need before a model sees them.
     """
 
     pixels: Tensor
     target: Target
     image_id: int
     original_size_hw: tuple[int, int]
+    normalisation: Normalisation
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -54,9 +57,14 @@ class DetectionDataset(Dataset[Sample]):
         seed: of the augmentation.
         drop_crowds: leave out boxes that stand for a crowd, as training does.
 
+    Attributes:
+        cache: where decoded images are kept; None: nowhere.
+
     Raises:
         DataError: an annotation's category is none of the classes, or its image is not listed.
     """
+
+    cache: ImageCache | None = None
 
     def __init__(
         self,
@@ -97,16 +105,23 @@ class DetectionDataset(Dataset[Sample]):
         """
         epoch, index = key
         record = self.images[index]
+        image = self._decoded(index) if self.cache is None else self.cache.get(index, self._decoded)
+        boxes_xyxy_px, labels = self.annotated(index)
+        generator = derived_generator("augmentation", self.seed, epoch, index)
+        pixels, boxes_cxcywh_norm, labels, normalisation = self.transform(image, boxes_xyxy_px, labels, generator)
+        target = Target(boxes_cxcywh_norm, labels)
+        return Sample(pixels, target, record.id, (record.height, record.width), normalisation)
+
+    def _decoded(self, index: int) -> Tensor:
+        """Return the image at `index` as its file has it: (3, H, W) uint8, channels-last in memory."""
+        record = self.images[index]
         try:
             image = open_image(join_within(self.image_root, record.file_name), (record.width, record.height))
         except DedetrError as error:
             error.message = f"{error.message} (image id {record.id})"
             raise
-        boxes_xyxy_px, labels = self.annotated(index)
-        generator = derived_generator("augmentation", self.seed, epoch, index)
-        transformed = self.transform(functional.pil_to_tensor(image), boxes_xyxy_px, labels, generator)
-        target = Target(transformed.boxes_cxcywh_norm, transformed.labels)
-        return Sample(transformed.pixels, target, record.id, (record.height, record.width))
+        pixels: Tensor = functional.pil_to_tensor(image)
+        return pixels
 
 
 def pack_boxes(

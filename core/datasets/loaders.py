@@ -97,6 +97,8 @@ class _Loader:
         pin_memory: bool,
     ) -> None:
         self.dataset = dataset
+        if dataset.cache is not None:
+            dataset.cache.reserve()
         # More workers than batches would only wait.
         num_workers = min(num_workers, len(batches))
         self._loader: DataLoader[Sample | DedetrError] = DataLoader(

@@ -130,7 +130,8 @@ def _sample(image: Tensor | DataError, transform: Transform, row: int) -> Sample
     no_boxes, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     transformed = transform(image, no_boxes, no_labels, None)
     target = Target(transformed.boxes_cxcywh_norm, transformed.labels)
-    return Sample(transformed.pixels, target, row, (image.shape[-2], image.shape[-1]))
+    size_hw = (image.shape[-2], image.shape[-1])
+    return Sample(transformed.pixels, target, row, size_hw, transformed.normalisation)
 
 
 def _of_one_size(samples: Sequence[Sample | DataError], batch_size: int) -> Iterator[list[Sample]]:

@@ -13,6 +13,7 @@ from core.annotations.subsets import describe_subset, find_subset
 from core.assembly import Assembly
 from core.config.schema import Config
 from core.datasets.dataset import DetectionDataset, Transform
+from core.datasets.image_cache import ImageCache
 from core.datasets.statistics import count_images_over
 from core.errors import DataError, UsageError
 from core.evaluation.preflight import MIN_AP, PreflightResult, replay_ground_truth
@@ -115,6 +116,42 @@ def make_datasets(
     if replay:
         _note_limits("val", replay_ground_truth(val, inputs.val, inputs.classes, split="val"), say)
     return train, Validation(val, inputs.val)
+
+
+def cache_images(
+    train: DetectionDataset, val: DetectionDataset | None, num_free_bytes: int, num_processes: int, say: Say
+) -> None:
+    """Let data sets keep their decoded images, the training set first, as far as half of the free memory holds them.
+
+    The other half is for the model, its batches and the data workers. Memory is taken when loaders are made.
+
+    Args:
+        train: what is trained on.
+        val: what is evaluated on; None: nothing.
+        num_free_bytes: of this machine.
+        num_processes: that train on this machine; each keeps images of its own.
+        say: is told what is kept, and what is not, and why.
+    """
+    left = num_free_bytes // 2
+    for split, dataset in (("train", train), ("val", val)):
+        if dataset is None:
+            continue
+        cache = ImageCache(dataset.images)
+        needed = cache.num_bytes * num_processes
+        copies = "" if num_processes == 1 else f" for {num_processes} processes"
+        if needed <= left:
+            dataset.cache = cache
+            left -= needed
+            say(f"{split}: decoded images are kept in memory: {_mib(needed)}{copies}")
+        else:
+            say(
+                f"{split}: decoded images are not kept in memory: they would take {_mib(needed)}{copies}, "
+                f"and {_mib(left)} may be taken (half of what is free, less what is kept already)"
+            )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 20):,.0f} MiB"
 
 
 def _note_limits(split: str, replay: PreflightResult, say: Say) -> None:

@@ -46,6 +46,7 @@ def train(
     max_long_side: options.MaxLongSide = None,
     sample_repeat: options.SampleRepeat = None,
     workers: options.Workers = None,
+    cache: options.Cache = None,
     backbone: options.Backbone = None,
     backbone_weights: options.BackboneWeights = None,
     download: options.Download = False,

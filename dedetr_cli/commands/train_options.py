@@ -61,6 +61,10 @@ SampleRepeat = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes that read images, for each that trains.", rich_help_panel=_DATA)
 ]
+Cache = Annotated[
+    bool | None,
+    typer.Option("--cache/--no-cache", help="Keep decoded images in memory, if they fit.", rich_help_panel=_DATA),
+]
 
 Backbone = Annotated[
     str | None, typer.Option(help="resnet50, another torchvision ResNet, or timm/NAME.", rich_help_panel=_MODEL)
@@ -189,6 +193,7 @@ _KEYS: dict[str, str] = {
     "max_long_side": "data.max_long_side",
     "sample_repeat": "data.sample_repeat",
     "workers": "data.num_workers",
+    "cache": "data.cache",
     "backbone": "backbone.name",
     "backbone_weights": "backbone.weights",
     "num_queries": "model.num_queries",
@@ -213,7 +218,12 @@ _KEYS: dict[str, str] = {
 }
 """The setting that each parameter of the command stands for."""
 
-_NEGATIVES = {"two_stage_match": "--one-stage-match", "nms": "--no-nms", "compile_": "--no-compile"}
+_NEGATIVES = {
+    "two_stage_match": "--one-stage-match",
+    "nms": "--no-nms",
+    "compile_": "--no-compile",
+    "cache": "--no-cache",
+}
 _LOGGERS = ("tensorboard", "wandb")
 
 

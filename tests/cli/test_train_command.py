@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -312,3 +313,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_data_is_read(train
             assert "cannot write" in said
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_cached_images_are_said_and_an_unset_cache_says_nothing(train: Train, demo: Path) -> None:
+    code, _, said = train("--dry-run", "--cache", *TINY[2:], cwd=demo)
+    assert code == 0, said
+    assert re.search(r"train: decoded images are kept in memory: [\d,]+ MiB", said)
+    assert "val: decoded images are kept" in said
+    _, _, said = train("--dry-run", "--no-cache", *TINY[2:], cwd=demo)
+    assert "decoded images" not in said

@@ -18,6 +18,7 @@ from core.config.schema import DataConfig
 from core.datasets.batches import Batch, EvalBatches, TrainBatches, collate, pad_images
 from core.datasets.dataset import DetectionDataset
 from core.datasets.loaders import EvalLoader, TrainLoader, data_worker_errors
+from core.datasets.transforms import Normalisation
 from core.errors import DataError, MachineError, UsageError
 from tests.datasets.scenes import CLASSES, eval_transform, make_scene, train_transform
 
@@ -41,9 +42,9 @@ def _assert_equal_steps(a: list[Batch], b: list[Batch]) -> None:
 
 def _assert_equal(a: Batch, b: Batch) -> None:
     assert a.image_ids == b.image_ids
-    assert torch.equal(a.images.pixels, b.images.pixels)
-    assert torch.equal(a.images.padding_mask, b.images.padding_mask)
-    assert torch.equal(a.images.sizes_hw, b.images.sizes_hw)
+    assert torch.equal(a.pixels, b.pixels)
+    assert a.sizes_hw == b.sizes_hw
+    assert a.normalisation == b.normalisation
     assert torch.equal(a.original_sizes_hw, b.original_sizes_hw)
     for target_a, target_b in zip(a.targets, b.targets, strict=True):
         assert torch.equal(target_a.boxes_cxcywh_norm, target_b.boxes_cxcywh_norm)
@@ -52,29 +53,46 @@ def _assert_equal(a: Batch, b: Batch) -> None:
 
 def test_padding_is_zero_at_the_bottom_and_right() -> None:
     generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(3, h, w, generator=generator) + 1 for h, w in ((4, 9), (7, 3), (7, 9))]
-    batch = pad_images(images)
-    assert batch.pixels.shape == (3, 3, 7, 9)
-    assert batch.sizes_hw.tolist() == [[4, 9], [7, 3], [7, 9]]
+    sizes = ((4, 9), (7, 3), (7, 9))
+    images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in sizes]
+    padded = pad_images(images)
+    assert padded.shape == (3, 7, 9, 3)
+    assert padded.dtype == torch.uint8
     for row, image in enumerate(images):
         height, width = image.shape[-2:]
-        assert torch.equal(batch.pixels[row, :, :height, :width], image)
-        inside = torch.zeros(7, 9, dtype=torch.bool)
-        inside[:height, :width] = True
-        assert torch.equal(batch.padding_mask[row], ~inside)
-        assert (batch.pixels[row][:, ~inside] == 0).all()
+        assert torch.equal(padded[row, :height, :width].permute(2, 0, 1), image)
+        assert not padded[row, height:].any()
+        assert not padded[row, :, width:].any()
 
 
-def test_padding_has_the_mean_colour_not_black(tmp_path: Path) -> None:
+def test_a_batch_is_normalised_and_its_padding_has_the_mean_colour_not_black(tmp_path: Path) -> None:
     """Zeros come after the normalisation, so that black pixels and padding differ."""
     annotations = make_scene(tmp_path)
     dataset = _eval_set(annotations, tmp_path)
-    batch = collate([dataset[0, index] for index in range(6)])
-    assert batch.images.padding_mask.any()
-    padded = batch.images.pixels.permute(0, 2, 3, 1)[batch.images.padding_mask]
+    samples = [dataset[0, index] for index in range(6)]
+    images = collate(samples).images
+    assert images.sizes_hw.tolist() == [list(sample.pixels.shape[1:]) for sample in samples]
+    assert images.padding_mask.any()
+    padded = images.pixels.permute(0, 2, 3, 1)[images.padding_mask]
     assert (padded == 0).all()
-    black = (0 - dataset.transform._mean.flatten()) / dataset.transform._std.flatten()  # type: ignore[attr-defined]
-    assert torch.allclose(batch.images.pixels[:, :, 0, 0], black.expand(6, 3))
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in samples[0].normalisation)
+    for row, sample in enumerate(samples):
+        height, width = sample.pixels.shape[1:]
+        inside = torch.zeros(images.padding_mask.shape[1:], dtype=torch.bool)
+        inside[:height, :width] = True
+        assert torch.equal(images.padding_mask[row], ~inside)
+        assert torch.equal(images.pixels[row, :, :height, :width], (sample.pixels.float() - mean) / std)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 3, 1, 3), (2, 1, 5, 3), (3, 4, 7, 3)])
+def test_every_byte_is_normalised_by_its_own_channel(shape: tuple[int, ...]) -> None:
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean, std = (0.5, 0.25, 0.0), (1.0, 0.5, 0.125)
+    normalised = Normalisation(mean, std).apply(pixels)
+    expected = (pixels.double() / 255 - torch.tensor(mean).double()) / torch.tensor(std).double()
+    assert normalised.shape == (shape[0], 3, *shape[1:3])
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(normalised.double(), expected.permute(0, 3, 1, 2), atol=1e-5)
 
 
 def test_collate_keeps_the_order_and_the_original_sizes(tmp_path: Path) -> None:
