@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet
-from torchvision.ops import FrozenBatchNorm2d
 
 from core.config.schema import BackboneConfig
 from core.errors import UsageError, nearest
 from core.models.backbone_weights import load_torchvision_weights
 from core.models.freezing import Freezable
+from core.models.resnet import ARCHITECTURES, BasicBlock, build_resnet, normed
 
-
-class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
-    """Batch norm as a fixed scale and shift, which keeps features in half precision under autocast."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W) in the same dtype."""
-        if features.dtype == self.weight.dtype:
-            scaled: Tensor = super().forward(features)
-            return scaled
-        return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-
-
-_NORMS: dict[str, Callable[..., nn.Module]] = {
-    "frozen_batch_norm": FrozenBatchNorm,
-    "batch_norm": nn.BatchNorm2d,
-    "group_norm": partial(nn.GroupNorm, 32),
-}
-_BASIC_BLOCKS = ("resnet10", "resnet18", "resnet34")
 _STAGES = ("layer2", "layer3", "layer4")
 
 Triple = tuple[float, float, float]
@@ -85,7 +64,6 @@ class ResNetBackbone(Backbone):
         deepest = network.fc.in_features
         strides = (8, 16, 16 if dilation else 32)
         super().__init__((deepest // 4, deepest // 2, deepest)[-num_levels:], strides[-num_levels:])
-        # A ResNet runs its children one after the other.
         children = dict(network.named_children())
         self.body = nn.ModuleDict({name: part for name, part in children.items() if name not in ("avgpool", "fc")})
         self.taps = _STAGES[-num_levels:]
@@ -94,9 +72,11 @@ class ResNetBackbone(Backbone):
         """See `Backbone.forward`."""
         # On CPUs convolutions are much faster this way; results differ by rounding alone.
         current = pixels.contiguous(memory_format=torch.channels_last)
+        body = self.body
+        current = body["maxpool"](F.relu_(normed(cast(nn.Conv2d, body["conv1"]), body["bn1"], current)))
         features = []
-        for name, part in self.body.items():
-            current = part(current)
+        for name in ("layer1", *_STAGES):
+            current = body[name](current)
             if name in self.taps:
                 features.append(current)
         return features
@@ -135,24 +115,16 @@ def build_backbone(config: BackboneConfig, num_levels: int, *, download: bool = 
 
 
 def _build_resnet(config: BackboneConfig) -> resnet.ResNet:
-    known = ["resnet10", *(name for name in torchvision.models.list_models() if name in resnet.__all__)]
-    if config.name not in known:
+    if config.name not in ARCHITECTURES:
         raise UsageError(
             f"unknown backbone '{config.name}'",
             where="backbone.name",
-            hint=f"{nearest(config.name, known)} timm's networks are named timm/NAME",
+            hint=f"{nearest(config.name, list(ARCHITECTURES))} timm's networks are named timm/NAME",
         )
-    if config.dilation and config.name in _BASIC_BLOCKS:
+    if config.dilation and ARCHITECTURES[config.name].block is BasicBlock:
         raise UsageError(
             f"{config.name} cannot be dilated",
             where="backbone.dilation",
             hint="use a ResNet of 50 or more layers, or backbone.dilation=false",
         )
-    options: dict[str, Any] = {
-        "norm_layer": _NORMS[config.norm],
-        "replace_stride_with_dilation": (False, False, config.dilation),
-    }
-    if config.name == "resnet10":
-        return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], **options)
-    network: resnet.ResNet = torchvision.models.get_model(config.name, weights=None, **options)
-    return network
+    return build_resnet(config.name, config.norm, config.dilation)

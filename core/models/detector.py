@@ -18,6 +18,7 @@ from core.models.specs import DecoderFamily, ModelSpec, get_spec
 from core.ops.absorbed_attention import AbsorbedSparseAttention
 from core.ops.roi_pool import FeaturePyramid
 from core.ops.sparse_attention import PlainSparseAttention, SparseAttention
+from core.ops.triton_attention import TritonSparseAttention
 from core.structures import ImageBatch, ModelOutput
 
 _NORM_GROUPS = 32
@@ -86,10 +87,7 @@ class Detector(Freezable):
         padding_mask = masks[deepest].flatten(1)
         memory = self.encoder(cells, cell_positions, padding_mask)
         levels[deepest] = memory.transpose(1, 2).unflatten(2, levels[deepest].shape[-2:])
-        # RoIAlign reads maps channel by channel; lay them out so once, not at every layer.
-        pyramid = FeaturePyramid(
-            [level.contiguous() for level in levels], [position.contiguous() for position in positions], self.strides
-        )
+        pyramid = FeaturePyramid(levels, positions, self.strides)
         return EncodedImages(memory, cell_positions, padding_mask, pyramid, batch.sizes_hw)
 
 
@@ -103,7 +101,7 @@ def build_detector(config: ModelConfig, backbone: Backbone, num_classes: int) ->
 
     Raises:
         UsageError: there is no such model, or its switches do not go together.
-        MachineError: the RoI backend is not installed.
+        MachineError: the RoI backend is not installed, or Triton's kernels do not run here.
     """
     return Detector(config, backbone, num_classes)
 
@@ -137,9 +135,9 @@ def _check_switches(config: ModelConfig, spec: ModelSpec) -> None:
             where="model.reference_dim",
             hint="only de-detr and dela-detr have them",
         )
-    if config.attention == "fast" and config.roi_backend != "torchvision":
+    if config.attention != "plain" and config.roi_backend != "torchvision":
         raise UsageError(
-            f"the fast attention does not crop by {config.roi_backend}",
+            f"the {config.attention} attention does not crop by {config.roi_backend}",
             where="model.roi_backend",
             hint="use model.attention=plain with it, which gives the same numbers",
         )
@@ -189,4 +187,6 @@ def _build_decoder(config: ModelConfig, spec: ModelSpec, num_classes: int) -> De
 def _build_sparse_attention(config: ModelConfig) -> SparseAttention:
     if config.attention == "fast":
         return AbsorbedSparseAttention(config.roi_resolution)
+    if config.attention == "triton":
+        return TritonSparseAttention(config.roi_resolution)
     return PlainSparseAttention(config.roi_resolution, config.roi_backend)

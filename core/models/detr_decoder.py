@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from core.config.schema import ModelConfig
 from core.models.decoder import Decoder, Reference
 from core.models.encoder import EncodedImages
-from core.models.layers import ExactMLP, TransformerLayer, init_xavier
+from core.models.layers import ExactMLP, MultiheadAttention, TransformerLayer, init_xavier
 from core.models.specs import ModelSpec
 from core.ops.roi_pool import FeaturePyramid
-from core.ops.sparse_attention import Affine, KeyValueProjection, SparseAttention
+from core.ops.sparse_attention import KeyValueProjection, SparseAttention
 
 
 class DetrDecoderLayer(TransformerLayer):
@@ -18,10 +18,10 @@ class DetrDecoderLayer(TransformerLayer):
 
     def __init__(self, config: ModelConfig, sparse_attention: SparseAttention) -> None:
         super().__init__(config)
-        dim, heads, dropout = config.hidden_dim, config.num_heads, config.dropout
+        dim = config.hidden_dim
         self.sparse_attention = sparse_attention
-        self.self_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(config)
+        self.multihead_attn = MultiheadAttention(config)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -31,8 +31,7 @@ class DetrDecoderLayer(TransformerLayer):
 
         def attend_queries(queries: Tensor) -> Tensor:
             placed = queries + query_pos
-            attended: Tensor
-            attended, _ = self.self_attn(placed, placed, queries, need_weights=False)
+            attended: Tensor = self.self_attn(placed, placed, queries)
             return attended
 
         def attend_images(queries: Tensor) -> Tensor:
@@ -46,17 +45,13 @@ class DetrDecoderLayer(TransformerLayer):
         return self._residual(state, self._feed_forward, self.norm3)
 
     def _attend_cells(self, queries: Tensor, images: EncodedImages) -> Tensor:
-        attended: Tensor
         keys = images.memory + images.positions
-        attended, _ = self.multihead_attn(
-            queries, keys, images.memory, key_padding_mask=images.padding_mask, need_weights=False
-        )
+        attended: Tensor = self.multihead_attn(queries, keys, images.memory, images.padding_mask)
         return attended
 
     def _attend_boxes(self, queries: Tensor, pyramid: FeaturePyramid, boxes_xyxy_px: Tensor) -> Tensor:
         attention = self.multihead_attn
-        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        query, key, value = (Affine(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        query, key, value = attention.projections()
         gathered = self.sparse_attention(
             self._split_heads(query(queries)),
             None,
@@ -64,7 +59,7 @@ class DetrDecoderLayer(TransformerLayer):
             boxes_xyxy_px,
             KeyValueProjection(content_key=key, value=value),
             scale=attention.head_dim**-0.5,
-            dropout=attention.dropout if self.training else 0.0,
+            dropout=attention.current_dropout,
         )
         attended: Tensor = attention.out_proj(gathered)
         return attended

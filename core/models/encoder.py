@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from core.config.schema import ModelConfig
-from core.models.layers import TransformerLayer, init_xavier
+from core.models.layers import MultiheadAttention, TransformerLayer, init_xavier
 from core.ops.roi_pool import FeaturePyramid
 
 
@@ -35,9 +35,7 @@ class EncoderLayer(TransformerLayer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.self_attn = nn.MultiheadAttention(
-            config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True
-        )
+        self.self_attn = MultiheadAttention(config)
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
 
@@ -46,8 +44,7 @@ class EncoderLayer(TransformerLayer):
 
         def attend(cells: Tensor) -> Tensor:
             placed = cells + positions
-            attended: Tensor
-            attended, _ = self.self_attn(placed, placed, cells, key_padding_mask=padding_mask, need_weights=False)
+            attended: Tensor = self.self_attn(placed, placed, cells, padding_mask)
             return attended
 
         state = self._residual(state, attend, self.norm1)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config.schema import ModelConfig
+from core.ops.attention import attend
+from core.ops.dropout import drop
+from core.ops.sparse_attention import Affine
 
 
 class MLP(nn.Module):
@@ -47,6 +50,22 @@ class ExactMLP(MLP):
             return super().forward(tokens.to(self.last.weight.dtype))
 
 
+class Dropout(nn.Module):
+    """Dropout of a layer's values, in training mode only.
+
+    Args:
+        probability: that a value becomes zero, in [0, 1).
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return drop(values, self.probability) if self.training else values
+
+
 class TransformerLayer(nn.Module):
     """What the layers of encoder and decoders share: residual branches and the feed-forward block."""
 
@@ -54,7 +73,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.pre_norm = config.pre_norm
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.linear1 = nn.Linear(config.hidden_dim, config.feedforward_dim)
         self.linear2 = nn.Linear(config.feedforward_dim, config.hidden_dim)
 
@@ -70,6 +89,44 @@ class TransformerLayer(nn.Module):
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """(..., D) -> (..., h, D/h)."""
         return torch.unflatten(tokens, -1, (self.num_heads, -1))
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """PyTorch's attention with its parameters and names, and without its returned weights and rearrangements."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True)
+
+    @property
+    def current_dropout(self) -> float:
+        """The dropout of attention weights in the present mode."""
+        return self.dropout if self.training else 0.0
+
+    def projections(self) -> tuple[Affine, Affine, Affine]:
+        """Return the projections of queries, keys and values."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        query, key, value = (Affine(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return query, key, value
+
+    def forward(  # type: ignore[override]  # of PyTorch's options there are none
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, D).
+            key: (B, N, D).
+            value: (B, N, D).
+            padding_mask: (B, N) bool, True for keys that nobody sees.
+
+        Returns:
+            (B, Q, D).
+        """
+        query, key, value = (
+            torch.unflatten(project(tokens), -1, (self.num_heads, -1))
+            for project, tokens in zip(self.projections(), (query, key, value), strict=True)
+        )
+        return _attend_and_project(query, key, value, padding_mask, self.current_dropout, self.out_proj)
 
 
 class ProjectedAttention(nn.Module):
@@ -104,12 +161,17 @@ class ProjectedAttention(nn.Module):
         Returns:
             (B, Q, D).
         """
-        seen = None if padding_mask is None else ~padding_mask[:, None, None]
-        gathered = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), seen, self.current_dropout
-        )
-        output: Tensor = self.out_proj(gathered.transpose(1, 2).flatten(2))
-        return output
+        return _attend_and_project(query, key, value, padding_mask, self.current_dropout, self.out_proj)
+
+
+def _attend_and_project(
+    query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, dropout: float, out_proj: nn.Module
+) -> Tensor:
+    """(B, Q, h, dk), (B, N, h, dk), (B, N, h, D/h) -> (B, Q, D)."""
+    query, key, value = (tokens.transpose(1, 2) for tokens in (query, key, value))
+    gathered = attend(query, key, value, padding_mask, dropout)
+    output: Tensor = out_proj(gathered.transpose(1, 2).flatten(2))
+    return output
 
 
 def init_xavier(module: nn.Module) -> None:

@@ -25,6 +25,9 @@ RoiAlign = Callable[[Tensor, Tensor, int, float], Tensor]
 class FeaturePyramid:
     """Feature maps of the same images at several strides, each with its position embedding.
 
+    It remembers how they are laid out for pooling, with their gradients even if first asked without: the maps must
+    not change.
+
     Attributes:
         features: per level (B, D, Hl, Wl).
         positions: per level (B, D, Hl, Wl).
@@ -36,9 +39,16 @@ class FeaturePyramid:
     strides: tuple[int, ...]
 
     @cached_property
+    def planes(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All features and all positions laid out channel by channel, as RoIAlign reads them; once for all layers."""
+        with torch.enable_grad():
+            return [level.contiguous() for level in self.features], [level.contiguous() for level in self.positions]
+
+    @cached_property
     def table(self) -> RoiTable:
         """All levels as one table of cells; laid out at first use, then the same for all decoder layers."""
-        return RoiTable.build(self.features, self.positions, self.strides)
+        with torch.enable_grad():
+            return RoiTable.build(self.features, self.positions, self.strides)
 
 
 def pool_roi_tokens(
@@ -73,9 +83,11 @@ def pool_roi_tokens(
         crops = align(level.to(exact), rois.to(exact), resolution, 1 / stride).to(level.dtype)
         return torch.unflatten(crops.flatten(2).transpose(1, 2), 0, (num_images, num_queries))
 
-    tokens = [crop(level, stride) for level, stride in zip(pyramid.features, pyramid.strides, strict=True)]
-    positions = [crop(level, stride) for level, stride in zip(pyramid.positions, pyramid.strides, strict=True)]
-    return torch.cat(tokens, dim=2), torch.cat(positions, dim=2)
+    tokens, positions = (
+        torch.cat([crop(level, stride) for level, stride in zip(levels, pyramid.strides, strict=True)], dim=2)
+        for levels in pyramid.planes
+    )
+    return tokens, positions
 
 
 def finite_boxes(boxes: Tensor) -> Tensor:
@@ -105,8 +117,9 @@ def _detectron2_roi_align() -> RoiAlign:
     try:
         from detectron2.layers import ROIAlign
     except ImportError as error:
+        is_absent = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("detectron2")
         raise MachineError(
-            "detectron2 is not installed",
+            "detectron2 is not installed" if is_absent else f"detectron2 cannot be loaded: {error}",
             where="model.roi_backend",
             hint="python -m pip install 'git+https://github.com/facebookresearch/detectron2.git', "
             "or use model.roi_backend=torchvision, which gives the same numbers",

@@ -15,6 +15,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+class RoiAxes(NamedTuple):
+    """Where the sampling points of boxes lie, axis by axis: a bin's cells are its columns times its lines.
+
+    Both are (B, Q, levels, 2, resolution, 2 n), columns before lines: n sampling points of two cells along each side
+    of a bin.
+
+    Attributes:
+        rows: int32. The row of a cell in a `RoiTable` is the sum of its column's and its line's.
+        weights: likewise the product; 0 for sampling points outside the map.
+    """
+
+    rows: Tensor
+    weights: Tensor
+
+
 class RoiBins(NamedTuple):
     """What each of N bins is made of: n x n sampling points of four cells each.
 
@@ -34,7 +49,6 @@ class RoiTable:
     Attributes:
         features: (rows, D), float32 or float64.
         positions: (rows, D), likewise.
-        dtype: of the levels.
         num_images: B.
         sizes_wh: (levels, 2) int32, cells of each map.
         strides: (levels, 1) image pixels from one cell to the next, in the table's dtype.
@@ -43,7 +57,6 @@ class RoiTable:
 
     features: Tensor
     positions: Tensor
-    dtype: torch.dtype
     num_images: int
     sizes_wh: Tensor
     strides: Tensor
@@ -60,11 +73,10 @@ class RoiTable:
         return cls(
             features=rows,
             positions=position_rows,
-            dtype=torch.result_type(features[0], features[-1]),
             num_images=num_images,
-            sizes_wh=sizes_wh.to(device),
-            strides=torch.tensor(strides, dtype=rows.dtype)[:, None].to(device),
-            first_rows=torch.cat([ends.new_zeros(1), ends[:-1]]).to(device),
+            sizes_wh=sizes_wh.to(device, non_blocking=True),
+            strides=torch.tensor(strides, dtype=rows.dtype)[:, None].to(device, non_blocking=True),
+            first_rows=torch.cat([ends.new_zeros(1), ends[:-1]]).to(device, non_blocking=True),
         )
 
     def find_bins(self, boxes_xyxy_px: Tensor, resolution: int, sampling_ratio: int) -> RoiBins:
@@ -78,16 +90,22 @@ class RoiTable:
         Returns:
             B x Q x levels x resolution^2 bins, in this order; a level's bins row by row.
         """
-        boxes = boxes_xyxy_px.detach().to(self.features.dtype)
-        cells, weights = self._sample_axes(boxes, resolution, sampling_ratio)
-        (columns, lines), (column_weights, line_weights) = cells.unbind(-3), weights.unbind(-3)
-        image = torch.arange(self.num_images, device=boxes.device, dtype=torch.int32)[:, None, None]
-        first = self.first_rows + image * self.sizes_wh.prod(-1, dtype=torch.int32)
-        lines = first[..., None, None] + lines * self.sizes_wh[:, :1, None]
+        axes = self.find_axes(boxes_xyxy_px, resolution, sampling_ratio)
+        (columns, lines), (column_weights, line_weights) = axes.rows.unbind(-3), axes.weights.unbind(-3)
         rows = lines[..., :, None, :, None] + columns[..., None, :, None, :]
         products = line_weights[..., :, None, :, None] * column_weights[..., None, :, None, :]
         num_cells = (2 * sampling_ratio) ** 2
         return RoiBins(rows.reshape(-1, num_cells), products.reshape(-1, num_cells))
+
+    def find_axes(self, boxes_xyxy_px: Tensor, resolution: int, sampling_ratio: int) -> RoiAxes:
+        """Return what `find_bins` multiplies out; arguments are the same."""
+        boxes = boxes_xyxy_px.detach().to(self.features.dtype)
+        cells, weights = self._sample_axes(boxes, resolution, sampling_ratio)
+        image = torch.arange(self.num_images, device=boxes.device, dtype=torch.int32)[:, None, None]
+        first = self.first_rows + image * self.sizes_wh.prod(-1, dtype=torch.int32)
+        columns, lines = cells.unbind(-3)
+        lines = first[..., None, None] + lines * self.sizes_wh[:, :1, None]
+        return RoiAxes(torch.stack([columns, lines], dim=-3), weights)
 
     def _sample_axes(self, boxes: Tensor, resolution: int, sampling_ratio: int) -> tuple[Tensor, Tensor]:
         """Return cells and their weights, each (B, Q, levels, 2 axes, resolution, 2 n), x before y."""
@@ -111,6 +129,26 @@ class RoiTable:
 def sum_rows(table: Tensor, bins: RoiBins) -> Tensor:
     """Return each bin's weighted sum of rows; (rows, D), N bins -> (N, D). Gradients flow to the table."""
     return F.embedding_bag(bins.rows, table, per_sample_weights=bins.weights, mode="sum")
+
+
+def spread_sums(gradient: Tensor, bins: RoiBins, num_rows: int) -> Tensor:
+    """Return the gradient of the table that `sum_rows` has summed.
+
+    The transpose of a look-up is a look-up: each row of the table is the weighted sum of the bins that have read it.
+
+    Args:
+        gradient: (N, D), of the sums.
+        bins: the N bins.
+        num_rows: of the table.
+
+    Returns:
+        (num_rows, D).
+    """
+    rows, order = bins.rows.flatten().sort()
+    first = torch.searchsorted(rows, torch.arange(num_rows, dtype=rows.dtype, device=rows.device))
+    return F.embedding_bag(
+        order // bins.rows.shape[1], gradient, first, mode="sum", per_sample_weights=bins.weights.flatten()[order]
+    )
 
 
 def _rows(levels: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.ops.dropout import drop
 from core.ops.roi_pool import FeaturePyramid, find_roi_align, pool_roi_tokens
 
 
@@ -51,7 +52,9 @@ class SparseAttention(Protocol):
         position_key P:   logit_n = scale * (content_query . K(x_n) + position_query . P(p_n))
         result          = sum_n dropout(softmax(logit))_n * V(x_n)
 
-    No token is masked: a token outside the padded image is zero and takes its share of the softmax.
+    No token is masked: a token outside the padded image is zero and takes its share of the softmax. All
+    implementations give the same numbers to rounding, and with the same seed drop the same weights. On a CPU equal
+    inputs and as many threads give equal bits.
     """
 
     def __call__(
@@ -70,15 +73,17 @@ class SparseAttention(Protocol):
         Args:
             content_query: (B, Q, h, D/h), projected.
             position_query: (B, Q, h, D/h), projected; given if and only if `projection.position_key` is.
-            pyramid: levels of B images with D channels.
-            boxes_xyxy_px: (B, Q, 4) in pixels of the padded images, not clipped.
+            pyramid: levels of B images with D channels, finite, of any dtype and layout; it may serve many calls.
+            boxes_xyxy_px: (B, Q, 4) in pixels of the padded images, not clipped, float32 or better, as half precision
+                cannot tell neighbouring pixels apart; a coordinate that is not finite counts as 0.
             projection: of keys and values.
             scale: of the logits.
             dropout: probability that an attention weight is dropped now; 0 outside training.
 
         Returns:
-            (B, Q, D), in the dtype of the projected values. Gradients flow to queries, features, projection and to
-            positions that require them (learned embeddings); boxes get none.
+            (B, Q, D), in the dtype of the projected values; B and Q may be 0. Gradients flow to queries, features,
+            projection and to positions that require them (learned embeddings); boxes get none. That of a key's bias is
+            zero but for rounding.
         """
         ...
 
@@ -114,7 +119,7 @@ class PlainSparseAttention:
         tokens, positions = pool_roi_tokens(pyramid, boxes_xyxy_px, self.resolution, self.roi_backend)
         weights = attention_weights(content_query, position_query, tokens, positions, projection, scale=scale)
         values = _split_heads(projection.value(tokens), content_query.shape[2])
-        return torch.einsum("bqhn,bqnhc->bqhc", F.dropout(weights, dropout), values).flatten(2)
+        return torch.einsum("bqhn,bqnhc->bqhc", drop(weights, dropout), values).flatten(2)
 
 
 def attention_weights(

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from core.config.schema import LabelAugmentationConfig
@@ -23,6 +22,7 @@ from core.models.conditional_decoder import ConditionalDecoderLayer
 from core.models.detector import Detector
 from core.models.detr_decoder import DetrDecoderLayer
 from core.models.encoder import EncodedImages
+from core.models.layers import MultiheadAttention
 from core.models.specs import DecoderFamily
 from core.ops.boxes import cxcywh_to_xyxy
 from core.ops.nms import nms_per_class
@@ -151,17 +151,15 @@ def _listen(layer: DecoderLayer, keep: Callable[[Tensor], None]) -> RemovableHan
 
         return layer.cross_attn.register_forward_hook(projected)
 
-    def attended(module: nn.MultiheadAttention, inputs: tuple[Tensor, ...], options: dict[str, Any], _: Any) -> None:
+    def attended(module: MultiheadAttention, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         size = (module.num_heads, module.head_dim)
         query, key = (
-            torch.unflatten(F.linear(tokens, weight, bias), -1, size)
-            for tokens, weight, bias in zip(
-                inputs[:2], module.in_proj_weight.chunk(3)[:2], module.in_proj_bias.chunk(3)[:2], strict=True
-            )
+            torch.unflatten(project(tokens), -1, size)
+            for project, tokens in zip(module.projections()[:2], inputs[:2], strict=True)
         )
-        keep(_dense_weights(query, key, options["key_padding_mask"]))
+        keep(_dense_weights(query, key, inputs[3]))
 
-    return layer.multihead_attn.register_forward_hook(attended, with_kwargs=True)
+    return layer.multihead_attn.register_forward_hook(attended)
 
 
 @torch.no_grad()

@@ -85,7 +85,10 @@ def test_reference_checkpoints_load_whole(tmp_path, name):
     # The same, put together without any of the reading code.
     expected = build_detector(
         golden.model_config,
-        build_backbone(BackboneConfig(name="resnet10", weights=None), num_backbone_levels(golden.model_config)),
+        build_backbone(
+            BackboneConfig(name="resnet10", weights=None, norm="frozen_batch_norm"),
+            num_backbone_levels(golden.model_config),
+        ),
         9,
     ).eval()
     unaliased = {key: tensor for key, tensor in checkpoint["model"].items() if key not in golden.meta["alias"]}

@@ -1,3 +1,5 @@
+"""The sparse attention against its definition, written out query by query and head by head."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,106 +7,73 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.ops.roi_pool import FeaturePyramid, pool_roi_tokens
-from core.ops.sparse_attention import Affine, KeyValueProjection, PlainSparseAttention
+from core.ops.roi_pool import pool_roi_tokens
+from core.ops.sparse_attention import Affine, KeyValueProjection
+from tests.ops.attention_problems import IMPLEMENTATIONS, SCALE, Problem, random_problem
 
-B, Q, H, D = 2, 3, 2, 8
 RESOLUTION = 2
+both_families = pytest.mark.parametrize("has_position_key", [False, True], ids=["detr", "conditional"])
+all_implementations = pytest.mark.parametrize("build", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
-
-
-def random(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def problem(generator: torch.Generator, num_queries: int = Q):
-    """Return queries, pyramid, boxes and projections of two images with two levels."""
-    sizes = ((6, 8), (3, 4))
-    pyramid = FeaturePyramid(
-        [random(generator, B, D, *size) for size in sizes], [random(generator, B, D, *size) for size in sizes], (8, 16)
-    )
-    low = 20 * random(generator, B, num_queries, 2)
-    boxes = torch.cat([low, low + 5 + 20 * random(generator, B, num_queries, 2).abs()], dim=-1)
-    content, position = (random(generator, B, num_queries, H, D // H) for _ in range(2))
-    key, value, position_key = (Affine(random(generator, D, D), random(generator, D)) for _ in range(3))
-    return content, position, pyramid, boxes, KeyValueProjection(key, value, position_key)
-
-
-def one_by_one(content, position, pyramid, boxes, projection, scale: float) -> Tensor:
-    """Attend query by query and head by head, by torch's own attention on concatenated keys."""
-    tokens, positions = pool_roi_tokens(pyramid, boxes, RESOLUTION)
-    result = torch.empty(B, boxes.shape[1], D, dtype=torch.float64)
-    for image in range(B):
-        for query in range(boxes.shape[1]):
+def one_by_one(problem: Problem) -> Tensor:
+    """Attend by torch's own attention, on concatenated keys."""
+    tokens, positions = pool_roi_tokens(problem.pyramid, problem.boxes, RESOLUTION)
+    projection, result = problem.projection, torch.empty_like(problem.content)
+    num_images, num_queries, num_heads, dim = result.shape
+    for image in range(num_images):
+        for query in range(num_queries):
             x, p = tokens[image, query], positions[image, query]
-            for head in range(H):
-                part = slice(head * D // H, (head + 1) * D // H)
-                if projection.position_key is None:
-                    keys, asked = projection.content_key(x + p)[:, part], content[image, query, head]
+            for head in range(num_heads):
+                part = slice(head * dim, (head + 1) * dim)
+                asked = problem.content[image, query, head]
+                if projection.position_key is None or problem.position is None:
+                    keys = projection.content_key(x + p)[:, part]
                 else:
                     keys = torch.cat([projection.content_key(x)[:, part], projection.position_key(p)[:, part]], dim=-1)
-                    asked = torch.cat([content[image, query, head], position[image, query, head]])
+                    asked = torch.cat([asked, problem.position[image, query, head]])
                 values = projection.value(x)[:, part]
-                result[image, query, part] = F.scaled_dot_product_attention(asked[None], keys, values, scale=scale)[0]
-    return result
+                attended = F.scaled_dot_product_attention(asked[None], keys, values, scale=SCALE)
+                result[image, query, head] = attended[0]
+    return result.flatten(2)
 
 
-@pytest.mark.parametrize("has_position_key", [False, True])
-def test_equals_attention_one_by_one(generator, has_position_key):
-    content, position, pyramid, boxes, projection = problem(generator)
-    if not has_position_key:
-        position, projection = None, KeyValueProjection(projection.content_key, projection.value)
-    attended = PlainSparseAttention(RESOLUTION)(content, position, pyramid, boxes, projection, scale=0.4)
-    assert attended.shape == (B, Q, D)
-    expected = one_by_one(content, position, pyramid, boxes, projection, 0.4)
-    torch.testing.assert_close(attended, expected, rtol=1e-9, atol=1e-9)
+@both_families
+@all_implementations
+def test_equals_attention_one_by_one(build, has_position_key):
+    problem = random_problem(has_position_key=has_position_key, num_queries=10)
+    with torch.no_grad():
+        attended, expected = problem.attend(build(RESOLUTION)), one_by_one(problem)
+    assert attended.shape == (2, 10, 8)
+    torch.testing.assert_close(attended, expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("has_position_key", [False, True])
-def test_gradients(generator, has_position_key):
-    content, position, pyramid, boxes, projection = problem(generator)
-    attention = PlainSparseAttention(RESOLUTION)
-
-    def attend(content, position, fine, coarse, fine_position, weight, bias):
-        levels = FeaturePyramid([fine, coarse], [fine_position, pyramid.positions[1]], pyramid.strides)
-        key = Affine(weight, bias)
-        if has_position_key:
-            changed = KeyValueProjection(key, projection.value, projection.position_key)
-            return attention(content, position, levels, boxes, changed, scale=0.3)
-        return attention(content, None, levels, boxes, KeyValueProjection(key, projection.value), scale=0.3)
-
-    inputs = (content, position, *pyramid.features, pyramid.positions[0], *projection.content_key)
-    assert torch.autograd.gradcheck(attend, [tensor.clone().requires_grad_() for tensor in inputs], fast_mode=True)
-
-
-def test_zero_tokens_take_their_share_of_the_softmax(generator):
-    content, _, pyramid, _, projection = problem(generator)
-    zero = torch.zeros(D, dtype=torch.float64)
-    plain = KeyValueProjection(Affine(projection.content_key.weight, zero), Affine(projection.value.weight, zero))
-    no_positions = FeaturePyramid(pyramid.features, [torch.zeros_like(x) for x in pyramid.positions], pyramid.strides)
-    boxes = torch.tensor([-500.0, -500.0, -400.0, -400.0], dtype=torch.float64).expand(B, Q, 4)
-    attended = PlainSparseAttention(RESOLUTION)(content, None, no_positions, boxes, plain, scale=1.0)
-    assert attended.abs().max() == 0
-
-
-def test_no_queries(generator):
-    content, position, pyramid, boxes, projection = problem(generator, num_queries=0)
-    attended = PlainSparseAttention(RESOLUTION)(content, position, pyramid, boxes, projection, scale=1.0)
-    assert attended.shape == (B, 0, D)
-
-
-def test_dropout_drops_weights_and_keeps_the_mean(generator):
-    content, position, pyramid, boxes, projection = problem(generator)
-    attention = PlainSparseAttention(RESOLUTION)
-    exact = attention(content, position, pyramid, boxes, projection, scale=0.1)
-    torch.manual_seed(0)
-    draws = torch.stack(
-        [attention(content, position, pyramid, boxes, projection, scale=0.1, dropout=0.5) for _ in range(300)]
+@all_implementations
+def test_zero_tokens_take_their_share_of_the_softmax(build):
+    """One of two columns of bins lies outside: with equal logits, it takes a half."""
+    problem = random_problem(strides=(8,), image_hw=(64, 96), num_queries=1)
+    ones = [torch.ones_like(level) for level in problem.features]
+    no_key = Affine(torch.zeros(8, 8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64))
+    value = Affine(torch.eye(8, dtype=torch.float64), no_key.bias)
+    halves = Problem(
+        content=problem.content,
+        position=None,
+        features=ones,
+        positions=problem.positions,
+        strides=problem.strides,
+        boxes=torch.tensor([-40.0, 16, 40, 48], dtype=torch.float64).expand(2, 1, 4),
+        projection=KeyValueProjection(no_key, value),
     )
+    torch.testing.assert_close(halves.attend(build(2)), torch.full((2, 1, 8), 0.5, dtype=torch.float64))
+
+
+@all_implementations
+def test_dropout_drops_weights_and_keeps_the_mean(build):
+    problem, attention = random_problem(num_queries=10), build(RESOLUTION)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        exact = problem.attend(attention)
+        draws = torch.stack([problem.attend(attention, dropout=0.5) for _ in range(300)])
     assert draws.std(0).min() > 0
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - exact).abs() < 6 * standard_error).all()
