@@ -68,8 +68,8 @@ def focal_sum(logits: Tensor, classes: Tensor, alpha: float) -> Tensor:
     Returns:
         (L,), not yet divided by the number of boxes.
     """
-    one_hot = F.one_hot(classes, logits.shape[-1] + 1)[..., :-1].to(logits)
-    losses: Tensor = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=FOCAL_GAMMA, reduction="none")
+    is_class = classes[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    losses: Tensor = sigmoid_focal_loss(logits, is_class.to(logits), alpha=alpha, gamma=FOCAL_GAMMA, reduction="none")
     return losses.flatten(1).sum(1)
 
 
@@ -79,7 +79,7 @@ def class_error(matched_logits: Tensor, matched_labels: Tensor) -> Tensor:
     (M, K), (M,) -> scalar.
     """
     if len(matched_labels) == 0:
-        return matched_logits.new_tensor(100.0)
+        return matched_logits.new_full((), 100.0)
     correct = matched_logits.argmax(-1) == matched_labels
     return 100 - 100 * correct.to(matched_logits).mean()
 

@@ -125,7 +125,8 @@ class Criterion(nn.Module):
 
         Args:
             output: what the detector says; L layers, of which only the last counts without auxiliary losses.
-            targets: B targets, as annotated or by `augment`; never changed.
+            targets: B targets, as annotated or by `augment`; never changed. They are best left on the host: what the
+                device needs of them goes there without a wait.
             generator: for label augmentation, needed in training mode when there is a policy.
             normalisers: sums over all parts of the batch; this part's own if None.
 
@@ -150,7 +151,7 @@ class Criterion(nn.Module):
         weights = self.loss
         total = (weights.class_weight * loss_ce + weights.l1_weight * loss_bbox + weights.giou_weight * loss_giou).sum()
 
-        num_targets = torch.tensor([len(target) for target in targets], device=logits.device)
+        num_targets = torch.tensor([len(target) for target in targets]).to(logits.device, non_blocking=True)
         by_layer = {
             "loss_ce": loss_ce,
             "loss_bbox": loss_bbox,
@@ -191,16 +192,23 @@ class _Pairs:
 
     @classmethod
     def gather(cls, logits: Tensor, boxes: Tensor, targets: Sequence[Target], matches: Matches) -> _Pairs:
-        layer = torch.arange(len(logits), device=logits.device)[:, None]
-        index = (layer, matches.image_index.expand_as(matches.query_index), matches.query_index)
-        first = [0]
-        for target in targets[:-1]:
-            first.append(first[-1] + len(target))
-        offset = torch.tensor(first, device=logits.device)[matches.image_index]
-        among_all = matches.target_index + offset
+        # Targets are put in order where they are; what is on the host goes to the device without a wait.
+        counts = torch.tensor([len(target) for target in targets])
+        among_all = matches.target_index + (counts.cumsum(0) - counts)[matches.image_index]
         labels = torch.cat([target.labels for target in targets])
-        target_boxes = torch.cat([target.boxes_cxcywh_norm for target in targets]).to(boxes)
-        return cls(index, logits[index], boxes[index], labels[among_all], target_boxes[among_all])
+        target_boxes = torch.cat([target.boxes_cxcywh_norm for target in targets])
+        among_all = among_all.to(labels.device, non_blocking=True)
+        places = torch.stack([matches.image_index.expand_as(matches.query_index), matches.query_index])
+        image, query = places.to(logits.device, non_blocking=True)
+        layer = torch.arange(len(logits), device=logits.device)[:, None]
+        index = (layer, image, query)
+        return cls(
+            index,
+            logits[index],
+            boxes[index],
+            labels[among_all].to(logits.device, non_blocking=True),
+            target_boxes[among_all].to(boxes, non_blocking=True),
+        )
 
 
 def _name_by_layer(by_layer: dict[str, Tensor]) -> dict[str, Tensor]:

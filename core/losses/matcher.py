@@ -24,7 +24,7 @@ Assignment = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 @dataclass(frozen=True)
 class Matches:
-    """Which query answers for which target, in every decoder layer.
+    """Which query answers for which target, in every decoder layer; on the host, where it is found out.
 
     An image with n targets has min(n, Q) matches in each layer, so that layers stack. Images follow each
     other; within one, query indices rise (twice over in two-stage matching: originals, then copies).
@@ -65,7 +65,7 @@ class Matcher:
 
     @torch.no_grad()
     def __call__(self, output: ModelOutput, targets: Sequence[Target]) -> Matches:
-        """Match the queries of every layer with the targets.
+        """Match the queries of every layer with the targets, which are best left on the host.
 
         Raises:
             DivergedError: a cost is not a finite number.
@@ -84,11 +84,10 @@ class Matcher:
             matched.append(np.concatenate([target for _, target in pairs]))
         num_queries = output.logits.shape[2]
         counts = torch.tensor([min(len(target), num_queries) for target in targets])
-        device = output.logits.device
         return Matches(
-            torch.repeat_interleave(counts).to(device),
-            torch.from_numpy(np.stack(queries)).to(device),
-            torch.from_numpy(np.stack(matched)).to(device),
+            torch.repeat_interleave(counts),
+            torch.from_numpy(np.stack(queries)),
+            torch.from_numpy(np.stack(matched)),
         )
 
     @torch.no_grad()
@@ -96,9 +95,10 @@ class Matcher:
         """Return the cost of every pair, (L, B, Q, N), N the most targets of an image; columns beyond are padding."""
         logits, boxes = full_precision(output.logits), full_precision(output.boxes_cxcywh_norm)
         labels = pad_sequence([target.labels for target in targets], batch_first=True)
-        target_boxes = [target.boxes_cxcywh_norm.to(boxes) for target in targets]
+        labels = labels.to(logits.device, non_blocking=True)
         # Padded boxes have a size, so that their costs, which nobody reads, are finite.
-        padded = pad_sequence(target_boxes, batch_first=True, padding_value=0.5)
+        padded = pad_sequence([target.boxes_cxcywh_norm for target in targets], batch_first=True, padding_value=0.5)
+        padded = padded.to(boxes, non_blocking=True)
         if self.family is DecoderFamily.DETR:
             class_cost = softmax_cost(logits, labels)
         else:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from core.config.schema import ModelConfig
 from core.ops.attention import attend
-from core.ops.dropout import drop
+from core.ops.dropout import drop, relu_and_drop
 from core.ops.sparse_attention import Affine
 
 
@@ -61,9 +61,14 @@ class Dropout(nn.Module):
         super().__init__()
         self.probability = probability
 
+    @property
+    def now(self) -> float:
+        """The probability in the present mode."""
+        return self.probability if self.training else 0.0
+
     def forward(self, values: Tensor) -> Tensor:
         """(...) -> (...)."""
-        return drop(values, self.probability) if self.training else values
+        return drop(values, self.now)
 
 
 class TransformerLayer(nn.Module):
@@ -83,7 +88,7 @@ class TransformerLayer(nn.Module):
         return state + added if self.pre_norm else norm(state + added)
 
     def _feed_forward(self, state: Tensor) -> Tensor:
-        output: Tensor = self.linear2(self.dropout(F.relu(self.linear1(state))))
+        output: Tensor = self.linear2(relu_and_drop(self.linear1(state), self.dropout.now))
         return output
 
     def _split_heads(self, tokens: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.ops.dropout import draw_dropped, keep_probability
+from core.ops.dropout import draw_kept, keep_probability
 from core.ops.roi_pool import SAMPLING_RATIO, FeaturePyramid, finite_boxes
 from core.ops.roi_table import RoiBins, RoiTable, spread_sums, sum_rows
 from core.ops.sparse_attention import KeyValueProjection
@@ -113,8 +113,8 @@ class _GatherTokens(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         num_queries, num_heads, _ = content_query.shape
         num_tokens = len(bins.rows) // max(num_queries, 1)
-        dropped = draw_dropped((num_queries, num_heads, num_tokens), dropout, features.device) if dropout else None
-        ctx.save_for_backward(content_query, position_query, features, positions, *bins, dropped)
+        kept = draw_kept((num_queries, num_heads, num_tokens), dropout, features.device) if dropout else None
+        ctx.save_for_backward(content_query, position_query, features, positions, *bins, kept)
         ctx.keep_scale = 1 / keep_probability(dropout)
         gathered = torch.empty_like(content_query)
         weight_sums = features.new_empty(num_queries, num_heads)
@@ -122,16 +122,16 @@ class _GatherTokens(torch.autograd.Function):
             for rows in _chunks(content_query):
                 tokens, places = _look_up(features, positions, bins, rows, num_tokens, content_query.dtype)
                 weights = _weigh(content_query[rows], position_query[rows], tokens, places)
-                if dropped is not None:
-                    weights.masked_fill_(dropped[rows], 0).mul_(ctx.keep_scale)
-                gathered[rows] = weights.to(tokens.dtype) @ tokens
-                weight_sums[rows] = weights.sum(-1)
+                if kept is not None:
+                    weights.mul_(kept[rows]).mul_(ctx.keep_scale)
+                torch.bmm(weights.to(tokens.dtype), tokens, out=gathered[rows])
+                torch.sum(weights, -1, out=weight_sums[rows])
         return gathered, weight_sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_gathered: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        content_query, position_query, features, positions, bin_rows, bin_weights, dropped = ctx.saved_tensors
+        content_query, position_query, features, positions, bin_rows, bin_weights, kept = ctx.saved_tensors
         bins = RoiBins(bin_rows, bin_weights)
         num_queries, _, dim = content_query.shape
         num_tokens = len(bin_rows) // max(num_queries, 1)
@@ -142,18 +142,20 @@ class _GatherTokens(torch.autograd.Function):
             tokens, places = _look_up(features, positions, bins, rows, num_tokens, content_query.dtype)
             weights = _weigh(content_query[rows], position_query[rows], tokens, places)
             grad_weights = grad_sums[rows, :, None] + grad_gathered[rows] @ tokens.transpose(1, 2)
-            kept = weights
-            if dropped is not None:
-                grad_weights.masked_fill_(dropped[rows], 0).mul_(ctx.keep_scale)
-                kept = weights.masked_fill(dropped[rows], 0).mul_(ctx.keep_scale)
+            shares = weights
+            if kept is not None:
+                factors = kept[rows] * ctx.keep_scale
+                grad_weights.mul_(factors)
+                shares = weights * factors
             mean = (weights * grad_weights).sum(-1, keepdim=True)
             grad_logits = grad_weights.sub_(mean).mul_(weights).to(tokens.dtype)
-            grad_content[rows] = grad_logits @ tokens
-            grad_position[rows] = grad_logits @ places
-            by_head = torch.cat([grad_logits, kept.to(tokens.dtype)], dim=1).transpose(1, 2)
-            grad_tokens[rows] = by_head @ torch.cat([content_query[rows], grad_gathered[rows]], dim=1)
+            torch.bmm(grad_logits, tokens, out=grad_content[rows])
+            torch.bmm(grad_logits, places, out=grad_position[rows])
+            by_head = torch.cat([grad_logits, shares.to(tokens.dtype)], dim=1).transpose(1, 2)
+            vectors = torch.cat([content_query[rows], grad_gathered[rows]], dim=1)
+            torch.bmm(by_head, vectors, out=grad_tokens[rows])
             if grad_places is not None:
-                grad_places[rows] = grad_logits.transpose(1, 2) @ position_query[rows]
+                torch.bmm(grad_logits.transpose(1, 2), position_query[rows], out=grad_places[rows])
         grad_features, grad_positions = (
             None if grad is None else spread_sums(grad.flatten(0, 1).to(features.dtype), bins, len(features))
             for grad in (grad_tokens, grad_places)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from core.ops.dropout import draw_dropped, keep_probability
+from core.ops.dropout import draw_kept, keep_probability
 
 _CHUNK = 1 << 21
 """How many pairs of query and key are worked on at a time: few enough for a processor's cache."""
@@ -62,32 +62,33 @@ class _DroppedAttention(torch.autograd.Function):
             key.flatten(0, 1),
             value.flatten(0, 1),
         )
-        dropped = draw_dropped((*flat_query.shape[:2], flat_key.shape[1]), dropout, query.device)
+        kept = draw_kept((*flat_query.shape[:2], flat_key.shape[1]), dropout, query.device)
         attended = flat_query.new_empty(*flat_query.shape[:2], value.shape[-1])
-        for rows in _chunks(dropped):
+        for rows in _chunks(kept):
             weights = torch.baddbmm(bias[rows], flat_query[rows], flat_key[rows].transpose(1, 2)).softmax(-1)
-            torch.bmm(weights.masked_fill_(dropped[rows], 0), flat_value[rows], out=attended[rows])
+            torch.bmm(weights.mul_(kept[rows]), flat_value[rows], out=attended[rows])
         attended.mul_(ctx.scale)
-        ctx.save_for_backward(flat_query, flat_key, flat_value, bias, dropped, attended)
+        ctx.save_for_backward(flat_query, flat_key, flat_value, bias, kept, attended)
         by_head: Tensor = torch.unflatten(attended, 0, (-1, num_heads))
         return by_head
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, dropped, attended = ctx.saved_tensors
+        query, key, value, bias, kept, attended = ctx.saved_tensors
         num_heads = grad.shape[1]
         grad = grad.flatten(0, 1)
         correction = (grad * attended).sum(-1, keepdim=True)
         grad = grad * ctx.scale
         grad_query, grad_key, grad_value = (torch.empty_like(each) for each in (query, key, value))
-        for rows in _chunks(dropped):
+        for rows in _chunks(kept):
             weights = torch.baddbmm(bias[rows], query[rows], key[rows].transpose(1, 2)).softmax(-1)
-            grad_logits = torch.bmm(grad[rows], value[rows].transpose(1, 2)).masked_fill_(dropped[rows], 0)
+            own_kept = kept[rows].to(weights.dtype)
+            grad_logits = torch.bmm(grad[rows], value[rows].transpose(1, 2)).mul_(own_kept)
             grad_logits.sub_(correction[rows]).mul_(weights)
             torch.bmm(grad_logits, key[rows], out=grad_query[rows])
             torch.bmm(grad_logits.transpose(1, 2), query[rows], out=grad_key[rows])
-            torch.bmm(weights.masked_fill_(dropped[rows], 0).transpose(1, 2), grad[rows], out=grad_value[rows])
+            torch.bmm(weights.mul_(own_kept).transpose(1, 2), grad[rows], out=grad_value[rows])
         grad_query.mul_(query.shape[-1] ** -0.5)
         return *(torch.unflatten(each, 0, (-1, num_heads)) for each in (grad_query, grad_key, grad_value)), None, None
 

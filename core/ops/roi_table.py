@@ -146,9 +146,10 @@ def spread_sums(gradient: Tensor, bins: RoiBins, num_rows: int) -> Tensor:
     """
     rows, order = bins.rows.flatten().sort()
     first = torch.searchsorted(rows, torch.arange(num_rows, dtype=rows.dtype, device=rows.device))
-    return F.embedding_bag(
-        order // bins.rows.shape[1], gradient, first, mode="sum", per_sample_weights=bins.weights.flatten()[order]
-    )
+    order = order.int()
+    bags = order.div(bins.rows.shape[1], rounding_mode="floor")
+    weights = bins.weights.flatten().index_select(0, order)
+    return F.embedding_bag(bags, gradient, first.int(), mode="sum", per_sample_weights=weights)
 
 
 def _rows(levels: Sequence[Tensor]) -> Tensor:

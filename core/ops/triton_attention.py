@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from core.errors import MachineError
 from core.ops.absorbed_attention import AbsorbedSparseAttention
-from core.ops.dropout import draw_dropped, keep_probability
+from core.ops.dropout import draw_kept, keep_probability
 from core.ops.roi_pool import SAMPLING_RATIO
 from core.ops.roi_table import RoiAxes, RoiTable
 
@@ -120,19 +120,19 @@ class _RoiAttention(torch.autograd.Function):
         logits = _score(content_query, features, axes) + _score(position_query, positions, axes)
         attention = logits.softmax(dim=-1)
         ctx.keep_scale = 1 / keep_probability(dropout)
-        dropped = draw_dropped(attention.shape, dropout, attention.device) if dropout else None
-        kept = _drop(attention, dropped, ctx.keep_scale)
-        ctx.save_for_backward(content_query, position_query, features, positions, *axes, attention, dropped)
+        mask = draw_kept(attention.shape, dropout, attention.device) if dropout else None
+        kept = _drop(attention, mask, ctx.keep_scale)
+        ctx.save_for_backward(content_query, position_query, features, positions, *axes, attention, mask)
         return _gather(kept, features, axes).to(content_query.dtype), kept.sum(dim=-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_gathered: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        content_query, position_query, features, positions, rows, weights, attention, dropped = ctx.saved_tensors
+        content_query, position_query, features, positions, rows, weights, attention, mask = ctx.saved_tensors
         axes = RoiAxes(rows, weights)
-        kept = _drop(attention, dropped, ctx.keep_scale)
+        kept = _drop(attention, mask, ctx.keep_scale)
         grad_kept = _score(grad_gathered, features, axes) + grad_sums[..., None]
-        grad_attention = _drop(grad_kept, dropped, ctx.keep_scale)
+        grad_attention = _drop(grad_kept, mask, ctx.keep_scale)
         grad_logits = attention * (grad_attention - (attention * grad_attention).sum(dim=-1, keepdim=True))
         needs_content, needs_position, needs_features, needs_positions, *_ = ctx.needs_input_grad
         grad_content = grad_position = grad_features = grad_positions = None
@@ -154,8 +154,8 @@ class _RoiAttention(torch.autograd.Function):
 _attend = torch.compiler.disable(_RoiAttention.apply)  # type: ignore[no-untyped-call]
 
 
-def _drop(values: Tensor, dropped: Tensor | None, keep_scale: float) -> Tensor:
-    return values if dropped is None else values.masked_fill(dropped, 0).mul_(keep_scale)
+def _drop(values: Tensor, mask: Tensor | None, keep_scale: float) -> Tensor:
+    return values if mask is None else values * mask * keep_scale
 
 
 def _score(vectors: Tensor, table: Tensor, axes: RoiAxes) -> Tensor:

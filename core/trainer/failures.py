@@ -57,12 +57,13 @@ def diverged(
         rank: of this process.
     """
     path = folder / (f"step-{step:08d}.pt" if rank == 0 else f"step-{step:08d}-rank-{rank}.pt")
+    images = batch.images
     content: dict[str, Any] = {
         "model": model.state_dict(),
         "image_ids": list(batch.image_ids),
-        "pixels": batch.images.pixels,
-        "padding_mask": batch.images.padding_mask,
-        "sizes_hw": batch.images.sizes_hw,
+        "pixels": images.pixels,
+        "padding_mask": images.padding_mask,
+        "sizes_hw": images.sizes_hw,
         "boxes_cxcywh_norm": [target.boxes_cxcywh_norm for target in batch.targets],
         "labels": [target.labels for target in batch.targets],
     }

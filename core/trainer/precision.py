@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -54,8 +55,12 @@ class MixedPrecision:
         """Scale the gradients back, once a step, before they are clipped; they may be infinite or NaN in float16."""
         self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+    def step(self, optimizer: torch.optim.Optimizer, grad_norm: float) -> bool:
         """Update the weights, or leave them where gradients overflowed float16.
+
+        Args:
+            optimizer: `unscale` was called with it.
+            grad_norm: of its unscaled gradients, before they were clipped; not finite if one of them is not.
 
         Returns:
             Whether the update was made.
@@ -63,11 +68,12 @@ class MixedPrecision:
         Raises:
             DivergedError: it was not, many times in a row.
         """
-        scale = self.scaler.get_scale()
-        self.scaler.step(optimizer)
+        # The scaler's own `step` would bring to the host, once more, what the norm has told already.
+        was_made = math.isfinite(grad_norm)
+        if was_made:
+            optimizer.step()
         self.scaler.update()
-        # The scale falls after an overflow, and only then.
-        if self.scaler.get_scale() >= scale:
+        if was_made:
             self.num_skipped_in_a_row = 0
             return True
         self.num_skipped_in_a_row += 1

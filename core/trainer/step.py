@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.assembly import Assembly
@@ -68,6 +69,8 @@ class Stepper:
     However many processes and micro-batches share a batch, their gradients add up to that of the whole batch:
     losses are divided by the sums of all parts. (Batch norm that trains has statistics of its own in each part.)
 
+    The host waits for the device once for each part, to match, and once for all other numbers of a step.
+
     Args:
         assembly: model, on its device, criterion and configuration.
         device: where the model is.
@@ -120,7 +123,7 @@ class Stepper:
         parts = [self._augmented(batch, step) for batch in micro_batches]
         totals = self._totals(parts)
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
+        losses: list[dict[str, Tensor]] = []
         fault: DivergedError | None = None
         for number, part in enumerate(parts):
             # Dropout is the one thing that draws from the global generator. Seeded by step and part, it is the same
@@ -128,25 +131,24 @@ class Stepper:
             place = number * self.processes.world_size + self.processes.rank
             torch.manual_seed(derived_seed("dropout", self.config.run.seed, step, place))
             try:
-                for name, value in self._forward_backward(part, totals, step).items():
-                    sums[name] = sums.get(name, 0.0) + value
+                losses.append(self._forward_backward(part, totals, step))
             except DivergedError as error:
                 fault = error
                 break
         self._agree_on(fault, step)
         self.processes.sum_gradients(self.model.parameters())
         self.precision.unscale(self.optimizer)
-        grad_norm = clip_gradients(self.model.parameters(), config.clip_norm).item()
+        norm = clip_gradients(self.model.parameters(), config.clip_norm)
+        numbers, grad_norm = _to_host(losses, norm)
+        loss, terms = self._sum_losses(parts, numbers, totals, step)
         if not math.isfinite(grad_norm) and self.config.run.precision != "float16":
             # The same sum in all processes: one of them keeps its part of the batch.
             reason = f"the norm of the gradients is {grad_norm}"
             self._agree_on(self._diverged(reason, micro_batches[-1], step) if self.processes.is_main else None, step)
-        was_updated = self.precision.step(self.optimizer)
+        was_updated = self.precision.step(self.optimizer, grad_norm)
         self.processes.average(self._running_statistics())
         if self.average is not None and was_updated:
             self.average.update(step)
-        loss, *values = self.processes.sum(list(sums.values()))
-        terms = dict(zip(list(sums)[1:], values, strict=True))
         return StepNumbers(loss, terms, grad_norm, learning_rate, totals.num_images, not was_updated)
 
     def _augmented(self, batch: Batch, step: int) -> _Part:
@@ -169,30 +171,52 @@ class Stepper:
         )
         return _Totals(Normalisers(int(num_boxes), int(num_matched), int(num_unmatched)), int(num_images))
 
-    def _forward_backward(self, part: _Part, totals: _Totals, step: int) -> dict[str, float]:
-        """Add a part's gradients; return what it adds to the loss, first, and to the terms by name.
+    def _forward_backward(self, part: _Part, totals: _Totals, step: int) -> dict[str, Tensor]:
+        """Add a part's gradients; return its loss, first, and its terms by name, all on the device.
 
         Raises:
-            DivergedError: one of them is not a finite number; nothing was differentiated.
+            DivergedError: a matching cost is not a finite number; nothing was differentiated.
         """
-        images = part.batch.images.to(self.device)
-        targets = [target.to(self.device) for target in part.targets]
+        images = part.batch.to(self.device).images
         try:
             with self.precision.autocast():
                 output = self.model(images)
-            losses = self.criterion(output, targets, normalisers=totals.normalisers)
+            losses = self.criterion(output, part.targets, normalisers=totals.normalisers)
         except DivergedError as error:
             raise self._diverged(f"{error.message} ({error.where})", part.batch, step) from error
-        # One transfer for all numbers: each would wait for the device otherwise.
-        numbers = torch.stack([losses.total.detach().float(), *(term.float() for term in losses.terms.values())])
-        loss, *values = numbers.tolist()
-        terms = dict(zip(losses.terms, values, strict=True))
-        if faults := non_finite_terms(loss, terms):
-            raise self._diverged(", ".join(faults), part.batch, step)
         self.precision.backward(losses.total)
-        return {"loss": loss} | {name: value * _share(name, part, totals) for name, value in terms.items()}
+        return {"loss": losses.total.detach(), **losses.terms}
 
-    def _running_statistics(self) -> Iterator[torch.Tensor]:
+    def _sum_losses(
+        self, parts: Sequence[_Part], numbers: Sequence[Mapping[str, float]], totals: _Totals, step: int
+    ) -> tuple[float, dict[str, float]]:
+        """Return the loss and the terms by name, summed over all parts of all processes.
+
+        Raises:
+            DivergedError: the loss of a part of this process is not a finite number.
+            ProcessLost: that of another process is not.
+        """
+        shares = [
+            {name: value * _share(name, part, totals) for name, value in row.items()}
+            for part, row in zip(parts, numbers, strict=True)
+        ]
+        names = list(shares[0])
+        loss, *values = self.processes.sum([sum(row[name] for row in shares) for name in names])
+        if not math.isfinite(loss):
+            # The same sum in all processes: each looks for the fault among its own parts.
+            self._agree_on(self._fault_of(parts, numbers, step), step)
+        return loss, dict(zip(names[1:], values, strict=True))
+
+    def _fault_of(
+        self, parts: Sequence[_Part], numbers: Sequence[Mapping[str, float]], step: int
+    ) -> DivergedError | None:
+        for part, row in zip(parts, numbers, strict=True):
+            terms = {name: value for name, value in row.items() if name != "loss"}
+            if faults := non_finite_terms(row["loss"], terms):
+                return self._diverged(", ".join(faults), part.batch, step)
+        return None
+
+    def _running_statistics(self) -> Iterator[Tensor]:
         """Yield the statistics that each process has updated by its own images."""
         for module in self.model.modules():
             if isinstance(module, _BatchNorm) and module.training:
@@ -209,6 +233,13 @@ class Stepper:
     def _diverged(self, reason: str, batch: Batch, step: int) -> DivergedError:
         rank = self.processes.rank
         return diverged(reason, step=step + 1, batch=batch, model=self.model, folder=self.diverged_folder, rank=rank)
+
+
+def _to_host(losses: Sequence[Mapping[str, Tensor]], grad_norm: Tensor) -> tuple[list[dict[str, float]], float]:
+    """Return the numbers of each part and the norm, in one transfer: each would wait for the device otherwise."""
+    on_device = [value.float() for part in losses for value in part.values()]
+    values = iter(torch.stack([*on_device, grad_norm.float()]).cpu().tolist())
+    return [{name: next(values) for name in part} for part in losses], next(values)
 
 
 def _share(name: str, part: _Part, totals: _Totals) -> float:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import core.ops.attention
 from core.ops.attention import attend
-from core.ops.dropout import draw_dropped, keep_probability
+from core.ops.dropout import draw_kept, keep_probability
 
 B, H, Q, N, DK, DV = 2, 3, 5, 7, 4, 6
 PADDING = torch.arange(N).expand(B, -1) >= torch.tensor([[N], [4]])
@@ -26,8 +26,8 @@ def expected(query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | N
     logits = query @ key.transpose(-1, -2) / DK**0.5
     if padding_mask is not None:
         logits = logits.masked_fill(padding_mask[:, None, None], -torch.inf)
-    dropped = draw_dropped((B * H, Q, N), dropout, query.device).view(B, H, Q, N)
-    return logits.softmax(-1).masked_fill(dropped, 0) / keep_probability(dropout) @ value
+    kept = draw_kept((B * H, Q, N), dropout, query.device).view(B, H, Q, N)
+    return logits.softmax(-1) * kept / keep_probability(dropout) @ value
 
 
 @pytest.mark.parametrize("chunk", [1, 2 * Q * N, 1 << 20], ids=["a head at a time", "two heads", "all"])

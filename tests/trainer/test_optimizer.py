@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
 
 from core.config.schema import OptimizerConfig, ScheduleConfig
+from core.device import place
 from core.errors import CheckpointError, UsageError
 from core.trainer.optimizer import (
     build_optimizer,
@@ -174,3 +176,42 @@ def test_state_of_other_parameters_is_refused_and_new_decay_is_kept() -> None:
     frozen = OptimizerConfig(backbone_lr=0.0)
     with pytest.raises(CheckpointError, match="other parameters"):
         load_optimizer_state(build_optimizer(assembly.model, frozen), state, frozen)
+
+
+def test_moments_of_other_kernels_are_gone_on_with_in_ours() -> None:
+    """A run of a machine whose weights are updated one by one, say, and lie in memory otherwise."""
+    config = OptimizerConfig(lr=1e-2, backbone_lr=1e-2)
+    model, other = (tiny_assembly(tiny_config()).model for _ in range(2))
+    place(model, torch.device("cpu"))
+    fused, plain = build_optimizer(model, config), torch.optim.AdamW(build_optimizer(other, config).param_groups)
+    for group in plain.param_groups:
+        group["fused"] = group["foreach"] = False
+    optimizers = {"fused": fused, "plain": plain}
+
+    def step(number: int, *names: str) -> None:
+        for name in names:
+            for group in optimizers[name].param_groups:
+                for index, parameter in enumerate(group["params"]):
+                    gradient = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number + index))
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            optimizers[name].step()
+
+    step(0, "plain")
+    model.load_state_dict(other.state_dict())
+    load_optimizer_state(fused, copy.deepcopy(plain.state_dict()), config)
+    assert all(group["fused"] for group in fused.param_groups)
+    step(1000, "plain", "fused")
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "frozen_batch_norm"])
+def test_gradients_lie_in_memory_as_their_weights_do(norm: str) -> None:
+    """Fused kernels rely on it: with other strides they would update the wrong weights, and say nothing."""
+    model = tiny_assembly(tiny_config(backbone={"norm": norm})).model
+    place(model, torch.device("cpu"))
+    assert any(not parameter.is_contiguous() for parameter in model.parameters())
+    for _ in range(2):
+        output = model(random_batch((64, 64), (48, 64)))
+        (output.logits.square().sum() + output.boxes_cxcywh_norm.sum()).backward()
+        assert all(parameter.grad.stride() == parameter.stride() for parameter in model.parameters())
