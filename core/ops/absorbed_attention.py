@@ -144,7 +144,7 @@ class _GatherTokens(torch.autograd.Function):
             grad_weights = grad_sums[rows, :, None] + grad_gathered[rows] @ tokens.transpose(1, 2)
             shares = weights
             if kept is not None:
-                factors = kept[rows] * ctx.keep_scale
+                factors = kept[rows].to(weights.dtype).mul_(ctx.keep_scale)
                 grad_weights.mul_(factors)
                 shares = weights * factors
             mean = (weights * grad_weights).sum(-1, keepdim=True)

@@ -31,7 +31,7 @@ def _data_that_fits(trained: Path, folder: Path) -> Path:
     annotations = []
     found = detector.predict([data / "images" / image["file_name"] for image in images], threshold=0.0)
     for image, prediction in zip(images, found, strict=True):
-        for row in range(0, len(prediction), 4):
+        for row in prediction.scores.argsort(descending=True)[::2].tolist():
             left, top, right, bottom = prediction.boxes_xyxy_px[row].tolist()
             left, top = max(left + row % 3, 0.0), max(top - row % 5, 0.0)
             width, height = min(right, image["width"]) - left, min(bottom, image["height"]) - top
