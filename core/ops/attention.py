@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from core.ops.dropout import draw_kept, keep_probability
 
-_CHUNK = 1 << 21
+_CHUNK = 1 << 18
 """How many pairs of query and key are worked on at a time: few enough for a processor's cache."""
 
 
