@@ -222,7 +222,7 @@ def tabulate(annotations: AnnotationSet) -> GroundTruth:
         categories=tuple(categories),
         image_rows=np.array([image_row[box.image_id] for box in boxes], dtype=np.int64),
         class_rows=np.array([class_row[box.category_id] for box in boxes], dtype=np.int64),
-        boxes_xywh_px=np.array([box.box_xywh_px for box in boxes], dtype=np.float64).reshape(-1, 4),
+        boxes_xywh_px=annotations.boxes_xywh_px,
         areas=np.array([box.area for box in boxes], dtype=np.float64),
         is_crowd=np.array([box.is_crowd for box in boxes], dtype=np.bool_),
     )

@@ -96,16 +96,30 @@ class TransformerLayer(nn.Module):
         return torch.unflatten(tokens, -1, (self.num_heads, -1))
 
 
-class MultiheadAttention(nn.MultiheadAttention):
-    """PyTorch's attention with its parameters and names, and without its returned weights and rearrangements."""
+class _Attention(nn.Module):
+    """What attentions share once queries, keys and values are projected: dropout and the output projection."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True)
+    dropout: float
+    out_proj: nn.Linear
 
     @property
     def current_dropout(self) -> float:
         """The dropout of attention weights in the present mode."""
         return self.dropout if self.training else 0.0
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, Q, h, dk), (B, N, h, dk), (B, N, h, D/h), (B, N) bool or None -> (B, Q, D)."""
+        query, key, value = (tokens.transpose(1, 2) for tokens in (query, key, value))
+        gathered = attend(query, key, value, padding_mask, self.current_dropout)
+        output: Tensor = self.out_proj(gathered.transpose(1, 2).flatten(2))
+        return output
+
+
+class MultiheadAttention(_Attention, nn.MultiheadAttention):  # type: ignore[misc]  # PyTorch names its own Linear
+    """PyTorch's attention with its parameters and names, and without its returned weights and rearrangements."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True)
 
     def projections(self) -> tuple[Affine, Affine, Affine]:
         """Return the projections of queries, keys and values."""
@@ -131,10 +145,10 @@ class MultiheadAttention(nn.MultiheadAttention):
             torch.unflatten(project(tokens), -1, (self.num_heads, -1))
             for project, tokens in zip(self.projections(), (query, key, value), strict=True)
         )
-        return _attend_and_project(query, key, value, padding_mask, self.current_dropout, self.out_proj)
+        return self._attend(query, key, value, padding_mask)
 
 
-class ProjectedAttention(nn.Module):
+class ProjectedAttention(_Attention):
     """Attention among queries, keys and values that are projected already; it owns the output projection alone.
 
     Logits are scaled by the key size of a head to the power of -1/2.
@@ -149,11 +163,6 @@ class ProjectedAttention(nn.Module):
         self.dropout = dropout
         self.out_proj = nn.Linear(hidden_dim, hidden_dim)
 
-    @property
-    def current_dropout(self) -> float:
-        """The dropout of attention weights in the present mode."""
-        return self.dropout if self.training else 0.0
-
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Attend.
 
@@ -166,17 +175,7 @@ class ProjectedAttention(nn.Module):
         Returns:
             (B, Q, D).
         """
-        return _attend_and_project(query, key, value, padding_mask, self.current_dropout, self.out_proj)
-
-
-def _attend_and_project(
-    query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, dropout: float, out_proj: nn.Module
-) -> Tensor:
-    """(B, Q, h, dk), (B, N, h, dk), (B, N, h, D/h) -> (B, Q, D)."""
-    query, key, value = (tokens.transpose(1, 2) for tokens in (query, key, value))
-    gathered = attend(query, key, value, padding_mask, dropout)
-    output: Tensor = out_proj(gathered.transpose(1, 2).flatten(2))
-    return output
+        return self._attend(query, key, value, padding_mask)
 
 
 def init_xavier(module: nn.Module) -> None:
