@@ -53,21 +53,20 @@ class Batch:
         return ImageBatch(pixels, padding_mask, sizes_hw)
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device; from pinned memory the copies do not block."""
+        """Return the batch on a device, but for its targets: they are matched on the host.
+
+        From pinned memory the copies do not block.
+        """
         return replace(
             self,
             pixels=self.pixels.to(device, non_blocking=True),
-            targets=tuple(target.to(device) for target in self.targets),
             original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; called by PyTorch's DataLoader."""
-        targets = tuple(
-            Target(target.boxes_cxcywh_norm.pin_memory(), target.labels.pin_memory()) for target in self.targets
-        )
+        """Return the batch with all that `to` moves in page-locked memory; called by PyTorch's DataLoader."""
         pixels, original_sizes_hw = self.pixels.pin_memory(), self.original_sizes_hw.pin_memory()
-        return replace(self, pixels=pixels, targets=targets, original_sizes_hw=original_sizes_hw)
+        return replace(self, pixels=pixels, original_sizes_hw=original_sizes_hw)
 
 
 def pad_images(images: Sequence[Tensor]) -> Tensor:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from core.annotations.images import open_image
-from core.annotations.records import Annotation, AnnotationSet, Category
+from core.annotations.records import AnnotationSet, Category
 from core.datasets.image_cache import ImageCache
 from core.datasets.seeds import derived_generator
 from core.datasets.transforms import Normalisation, TransformedImage, clip_boxes
@@ -139,35 +143,39 @@ def pack_boxes(
         DataError: an annotation's category is none of the classes, or its image is not listed.
     """
     label_of = {category.id: label for label, category in enumerate(classes)}
-    edges: list[tuple[float, float, float, float]] = []
-    labels: list[int] = []
-    image_rows: list[int] = []
-    by_image = _grouped(annotations)
-    for row, image in enumerate(annotations.images):
-        for annotation in by_image[image.id]:
-            if drop_crowds and annotation.is_crowd:
-                continue
-            if annotation.category_id not in label_of:
-                known = ", ".join(f"{category.id} {category.name}" for category in classes)
-                raise DataError(
-                    f"category id {annotation.category_id} is none of the classes",
-                    where=f"annotation {annotation.id} of {image.file_name}",
-                    hint=f"classes: {known}",
-                )
-            left, top, width, height = annotation.box_xywh_px
-            edges.append((left, top, left + width, top + height))
-            labels.append(label_of[annotation.category_id])
-            image_rows.append(row)
-    row_of = torch.tensor(image_rows, dtype=torch.int64)
-    sizes_hw = torch.tensor([(image.height, image.width) for image in annotations.images]).reshape(-1, 2)
-    boxes, kept = clip_boxes(torch.tensor(edges, dtype=torch.float32).reshape(-1, 4), sizes_hw[row_of])
+    num_annotations = len(annotations.annotations)
+    category_ids = map(attrgetter("category_id"), annotations.annotations)
+    labels = np.fromiter(map(label_of.get, category_ids, repeat(-1)), np.int64, num_annotations)
+    rows = _image_rows(annotations)
+    order = np.argsort(rows, kind="stable")
+    if drop_crowds:
+        is_crowd = np.fromiter(map(attrgetter("is_crowd"), annotations.annotations), bool, num_annotations)
+        order = order[~is_crowd[order]]
+    unknown = order[labels[order] < 0]
+    if len(unknown):
+        raise _unknown_category(annotations, int(unknown[0]), classes)
+    boxes_xyxy_px = annotations.boxes_xywh_px[order]
+    boxes_xyxy_px[:, 2:] += boxes_xyxy_px[:, :2]
+    sizes_hw = torch.from_numpy(annotations.image_sizes_wh_px[:, ::-1].astype(np.int64))
+    row_of = torch.from_numpy(rows[order])
+    boxes, kept = clip_boxes(torch.from_numpy(boxes_xyxy_px).float(), sizes_hw[row_of])
     num_boxes = torch.bincount(row_of[kept], minlength=len(sizes_hw))
     first = torch.cat([torch.zeros(1, dtype=torch.int64), num_boxes.cumsum(0)])
-    return boxes, torch.tensor(labels, dtype=torch.int64)[kept], first
+    return boxes, torch.from_numpy(labels[order])[kept], first
 
 
-def _grouped(annotations: AnnotationSet) -> dict[int, list[Annotation]]:
+def _image_rows(annotations: AnnotationSet) -> NDArray[np.int64]:
     try:
-        return annotations.by_image()
+        return annotations.image_rows
     except KeyError as error:
         raise DataError(f"an annotation names image id {error.args[0]}, which is not listed") from None
+
+
+def _unknown_category(annotations: AnnotationSet, position: int, classes: Sequence[Category]) -> DataError:
+    annotation, image = annotations.annotations[position], annotations.images[int(annotations.image_rows[position])]
+    known = ", ".join(f"{category.id} {category.name}" for category in classes)
+    return DataError(
+        f"category id {annotation.category_id} is none of the classes",
+        where=f"annotation {annotation.id} of {image.file_name}",
+        hint=f"classes: {known}",
+    )
