@@ -8,7 +8,7 @@ JSON path, a flag), `hint` says the one thing to do next. The command line print
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class DedetrError(Exception):
@@ -18,15 +18,19 @@ class DedetrError(Exception):
         message: what is wrong and why, one sentence without a full stop.
         where: the file, JSON path or flag that is to be mended.
         hint: one thing the user can do next.
+        code: the number under which docs/faults.md explains this kind of fault, such as "F08".
     """
 
     exit_code: int = 1
 
-    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, where: str | None = None, hint: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.where = where
         self.hint = hint
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
@@ -39,9 +43,29 @@ class UsageError(DedetrError):
 
 
 class DataError(DedetrError):
-    """Images or annotations are missing, damaged or contradict each other."""
+    """Images or annotations are missing, damaged or contradict each other.
+
+    Args:
+        message: see `DedetrError`, as all but the last.
+        where: likewise.
+        hint: likewise.
+        code: likewise.
+        places: all places of this fault, where there are several.
+    """
 
     exit_code = 3
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        code: str | None = None,
+        places: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, where=where, hint=hint, code=code)
+        self.places = tuple(places)
 
 
 class CheckpointError(DedetrError):

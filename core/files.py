@@ -116,17 +116,20 @@ def join_within(root: Path, name: str) -> Path:
     windows = PureWindowsPath(name)
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or "\0" in name or name.startswith("/") or windows.drive or windows.root or ".." in parts:
-        raise DataError(f"file name {name!r} escapes image root", where=str(root), hint="use a path below it")
+        raise DataError(
+            f"file name {name!r} escapes image root", where=str(root), hint="use a path below it", code="F31"
+        )
     joined = root.joinpath(*PurePosixPath(name).parts)
     try:
         resolved, base = joined.resolve(), root.resolve()
     except (OSError, RuntimeError) as error:  # before Python 3.13 a circle of links is a RuntimeError
-        raise DataError(f"file name {name!r} cannot be resolved: {error}", where=str(root)) from error
+        raise DataError(f"file name {name!r} cannot be resolved: {error}", where=str(root), code="F31") from error
     if not resolved.is_relative_to(base):
         raise DataError(
             f"file name {name!r} escapes image root by a link",
             where=str(root),
             hint="copy the file below the image root, or name its real folder as the root",
+            code="F31",
         )
     return joined
 

@@ -165,21 +165,23 @@ def parse_document(content: bytes, path: Path) -> CocoDocument:
             f"this looks like {guess}, not like COCO detection annotations",
             where=str(path),
             hint='a COCO file is an object with "images", "annotations" and "categories"',
+            code="F03",
         )
     if not isinstance(raw, dict):
         raise DataError(
             f"a COCO file is a JSON object, this is {kind(raw)}",
             where=str(path),
             hint='it needs "images", "annotations" and "categories"',
+            code="F02",
         )
     for section in ("images", "annotations", "categories"):
         if section not in raw:
-            raise DataError(f'the key "{section}" is missing', where=str(path))
+            raise DataError(f'the key "{section}" is missing', where=str(path), code="F02")
         if not isinstance(raw[section], list):
-            raise DataError(f"must be a list, is {kind(raw[section])}", where=f"{path}: {section}")
+            raise DataError(f"must be a list, is {kind(raw[section])}", where=f"{path}: {section}", code="F02")
         for index, item in enumerate(raw[section]):
             if type(item) is not dict:
-                raise DataError(f"must be an object, is {kind(item)}", where=f"{path}: {section}[{index}]")
+                raise DataError(f"must be an object, is {kind(item)}", where=f"{path}: {section}[{index}]", code="F02")
     return CocoDocument(path, content, raw["images"], raw["annotations"], raw["categories"], parsed=raw)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from core.annotations.findings import SplitContent, count_findings
+from core.annotations.content import SplitContent
+from core.annotations.findings import count_findings
 from core.annotations.records import Annotation, AnnotationSet, BoxXYWH, Category, ImageRecord
 from core.errors import DataError
 from core.files import machine_errors

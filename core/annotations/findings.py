@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.annotations.faults import Fault, Severity
 from core.annotations.records import AnnotationSet
 from core.errors import DataError
 
@@ -40,29 +41,43 @@ class Findings:
 
     def notes(self) -> list[str]:
         """Return one line for every finding that a user should know of."""
-        sentences = [
-            (self.zero_size_boxes, "boxes without width or height, dropped"),
-            (self.partly_outside_boxes, "boxes that reach over an image's edge, clipped when they are trained on"),
-            (self.unlisted_annotations, "annotations of images that the file does not list, left out"),
-            (self.crowd_boxes, "crowds, which are not trained on and ignored in evaluation"),
-            (self.difficult_boxes, "boxes marked difficult, used as any other"),
-            (self.images_without_objects, "images without objects, used as negatives"),
+        return [f"{sentence}: {count}" for _, _, count, sentence in self._sentences() if count] + self._empty_classes()
+
+    def faults(self, where: str) -> list[Fault]:
+        """Return the same with codes; `where` names the split."""
+        found = [
+            Fault(code, severity, sentence, where, count=count)
+            for code, severity, count, sentence in self._sentences()
+            if count and code
         ]
-        notes = [f"{sentence}: {count}" for count, sentence in sentences if count]
         empty = self.classes_without_instances
-        if empty:
-            more = f" and {len(empty) - NUM_EXAMPLES} more" if len(empty) > NUM_EXAMPLES else ""
-            notes.append(f"classes without instances: {', '.join(empty[:NUM_EXAMPLES])}{more}")
-        return notes
+        found += [Fault("F18", "warning", note, where, None, len(empty), empty) for note in self._empty_classes()]
+        return found
 
+    def _sentences(self) -> list[tuple[str, Severity, int, str]]:
+        return [
+            ("F08", "warning", self.zero_size_boxes, "boxes without width or height, dropped"),
+            (
+                "F10",
+                "note",
+                self.partly_outside_boxes,
+                "boxes that reach over an image's edge, clipped when they are trained on",
+            ),
+            (
+                "F06",
+                "warning",
+                self.unlisted_annotations,
+                "annotations of images that the file does not list, left out",
+            ),
+            ("F15", "note", self.crowd_boxes, "crowds, which are not trained on and ignored in evaluation"),
+            ("", "note", self.difficult_boxes, "boxes marked difficult, used as any other"),
+            ("F12", "note", self.images_without_objects, "images without objects, used as negatives"),
+        ]
 
-@dataclass(frozen=True)
-class SplitContent:
-    """A split that was read or made: its annotations, its folder of images, and what was noticed."""
-
-    annotations: AnnotationSet
-    image_root: Path
-    findings: Findings = Findings()
+    def _empty_classes(self) -> list[str]:
+        empty = self.classes_without_instances
+        more = f" and {len(empty) - NUM_EXAMPLES} more" if len(empty) > NUM_EXAMPLES else ""
+        return [f"classes without instances: {', '.join(empty[:NUM_EXAMPLES])}{more}"] if empty else []
 
 
 def count_findings(
@@ -88,9 +103,10 @@ def count_findings(
     )
 
 
-def refuse(file: Path, places: Sequence[str], reason: str, hint: str | None = None) -> DataError:
+def refuse(file: Path, places: Sequence[str], reason: str, hint: str | None = None, *, code: str) -> DataError:
     """Return the error of one fault at one or more places of a file: the first few named, all counted."""
     if len(places) > 1:
         shown = ", ".join(places[:NUM_EXAMPLES]) + (", ..." if len(places) > NUM_EXAMPLES else "")
         reason = f"{reason} ({len(places)} such: {shown})"
-    return DataError(reason, where=f"{file}: {places[0]}", hint=hint)
+    all_places = [f"{file}: {place}" for place in places]
+    return DataError(reason, where=all_places[0], hint=hint, code=code, places=all_places)

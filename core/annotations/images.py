@@ -103,9 +103,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image lazily, and turn whatever Pillow raises while it is used into a `DataError`."""
     try:
         if not path.is_file():
-            raise DataError("the image is missing" if not path.exists() else "is not a file", where=str(path))
+            raise DataError(
+                "the image is missing" if not path.exists() else "is not a file", where=str(path), code="F19"
+            )
         if path.stat().st_size == 0:
-            raise DataError("the image file is empty (0 bytes)", where=str(path))
+            raise DataError("the image file is empty (0 bytes)", where=str(path), code="F21")
         with warnings.catch_warnings():
             # Pillow warns of sizes between its limit and twice of it; ours, which is lower, is checked below.
             warnings.simplefilter("ignore")
@@ -118,15 +120,32 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise _too_large(path, "its pixels are") from error
     except UnidentifiedImageError as error:
-        raise DataError(
-            "is not an image, or damaged at its start", where=str(path), hint="readable: " + ", ".join(FORMATS)
-        ) from error
+        raise _no_image(path) from error
     except Exception as error:  # Pillow's plugins raise all kinds: OSError, SyntaxError, ValueError, struct.error
-        raise DataError(f"the image cannot be read: {error}", where=str(path), hint="is the file whole?") from error
+        raise DataError(
+            f"the image cannot be read: {error}", where=str(path), hint="is the file whole?", code="F20"
+        ) from error
+
+
+_FOREIGN_STARTS = {b"%PDF": "PDF", b"%!PS": "EPS", b"8BPS": "PSD", b"SIMPLE  =": "FITS", b"<svg": "SVG"}
+_READABLE = "readable: " + ", ".join(FORMATS)
+
+
+def _no_image(path: Path) -> DataError:
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    name = next((name for mark, name in _FOREIGN_STARTS.items() if start.startswith(mark)), None)
+    if name is not None:
+        return DataError(
+            f"is not an image that is read, but {name} by its content", where=str(path), hint=_READABLE, code="F36"
+        )
+    return DataError("is not an image, or damaged at its start", where=str(path), hint=_READABLE, code="F22")
 
 
 def _too_large(path: Path, what: str) -> DataError:
-    return DataError(f"{what} more than the {MAX_PIXELS} that are decoded", where=str(path), hint="scale it down")
+    return DataError(
+        f"{what} more than the {MAX_PIXELS} that are decoded", where=str(path), hint="scale it down", code="F35"
+    )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -152,6 +171,7 @@ def _rotates(path: Path, stored: tuple[int, int], orientation: int, expected: tu
         f"the image has {stored[0]} x {stored[1]} pixels, its annotation file says {expected[0]} x {expected[1]}",
         where=str(path),
         hint="boxes would not fit: use the image that was labelled, or correct the annotation file",
+        code="F25",
     )
 
 
@@ -162,7 +182,9 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
         DataError: its pixels are floating-point numbers.
     """
     if image.mode == "F":
-        raise DataError("floating-point pixels", where=where, hint="save the image with 8 or 16 bits a channel")
+        raise DataError(
+            "floating-point pixels", where=where, hint="save the image with 8 or 16 bits a channel", code="F23"
+        )
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")

@@ -29,9 +29,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError("no such annotation file", where=str(path)) from None
+        raise DataError("no such annotation file", where=str(path), code="F01") from None
     except OSError as error:
-        raise DataError(f"cannot read the annotation file: {error.strerror}", where=str(path)) from error
+        raise DataError(f"cannot read the annotation file: {error.strerror}", where=str(path), code="F01") from error
 
 
 def parse_json(content: bytes, path: Path) -> Any:
@@ -44,40 +44,44 @@ def parse_json(content: bytes, path: Path) -> Any:
                 "this looks like XML, not COCO JSON",
                 where=str(path),
                 hint="convert Pascal VOC files with `dedetr prepare-data FOLDER`",
+                code="F03",
             ) from error
         raise DataError(
             f"not valid JSON: {error.msg}",
             where=f"{path}:{error.lineno}:{error.colno}",
             hint="the file may be cut off; copy or export it again",
+            code="F01",
         ) from error
     except RecursionError as error:
-        raise DataError("not COCO JSON: nested too deeply", where=str(path)) from error
+        raise DataError("not COCO JSON: nested too deeply", where=str(path), code="F01") from error
     except ValueError as error:  # text that is not UTF-8, a number of thousands of digits
-        raise DataError(f"not valid JSON: {error}", where=str(path)) from error
+        raise DataError(f"not valid JSON: {error}", where=str(path), code="F01") from error
 
 
-def whole(value: Any, where: str, least: int | None = None) -> int:
-    """Return a whole number of 64 bits; with `least`, a size, which may be written as 640.0."""
+def whole(value: Any, where: str, least: int | None = None, *, code: str = "F02") -> int:
+    """Return a whole number of 64 bits; with `least`, a size, which may be written as 640.0; `code` of its fault."""
     number = int(value) if type(value) is float and value.is_integer() else value
     if value is None:
-        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where)
+        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where, code=code)
     if type(number) is not int or (type(value) is float and least is None):
-        raise DataError(f"must be a whole number, is {shown(value)}", where=where)
+        raise DataError(f"must be a whole number, is {shown(value)}", where=where, code=code)
     if abs(number) > MAX_ID or (least is not None and number < least):
-        raise DataError(f"must be {'positive' if least else 'a 64-bit number'}, is {shown(number)}", where=where)
+        raise DataError(
+            f"must be {'positive' if least else 'a 64-bit number'}, is {shown(number)}", where=where, code=code
+        )
     return number
 
 
-def text(value: Any, where: str) -> str:
-    """Return text that is not empty."""
+def text(value: Any, where: str, *, code: str = "F02") -> str:
+    """Return text that is not empty; `code` is of its faults."""
     if value is None:
-        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where)
+        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where, code=code)
     if not isinstance(value, str):
-        raise DataError(f"must be text, is {kind(value)}", where=where)
+        raise DataError(f"must be text, is {kind(value)}", where=where, code=code)
     if not value.strip():
-        raise DataError("must not be empty", where=where)
+        raise DataError("must not be empty", where=where, code=code)
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError("is not valid Unicode", where=where)
+        raise DataError("is not valid Unicode", where=where, code=code)
     return value
 
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.annotations.coco import inspect_coco, read_categories, write_coco
 from core.annotations.coco_document import read_document
-from core.annotations.findings import Findings, SplitContent
+from core.annotations.content import SplitContent
+from core.annotations.findings import Findings
 from core.annotations.layouts import find_layout
 from core.annotations.records import AnnotationSet, Category, PreparedDataset, Split
 from core.errors import DataError
@@ -202,6 +203,7 @@ def require_same_classes(
         f"its classes differ from those of {expected_in}: {'; '.join(parts)}",
         where=f"{found_in}: categories",
         hint="use files that belong together: the same category ids and names, even of classes without instances",
+        code="F28",
     )
 
 

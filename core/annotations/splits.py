@@ -4,11 +4,71 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
+from core.annotations.checks.repeats import Picture
+from core.annotations.content import Source, SplitContent
+from core.annotations.findings import Findings, count_findings
 from core.annotations.records import AnnotationSet
 from core.errors import DataError, UsageError
 
 DEFAULT_VAL_RATE = 0.2
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How images are put aside where a source has no lists of its own.
+
+    Attributes:
+        val_rate: share of val, in (0, 1); None: 0.2 where the source has no val split.
+        seed: of the choice.
+    """
+
+    val_rate: float | None = None
+    seed: int = 0
+
+
+def split_source(
+    source: Source, plan: SplitPlan, repeats: Mapping[Picture, Picture]
+) -> tuple[dict[str, SplitContent], list[str]]:
+    """Return the splits with a val split, put aside from train where the source has none, and notes.
+
+    Args:
+        source: as read.
+        plan: what to put aside.
+        repeats: pictures and the equal one that each repeats; they stay on one side.
+
+    Raises:
+        UsageError: the plan asks for what the source has.
+        DataError: there are too few images.
+    """
+    splits = dict(source.splits)
+    if "val" in splits and plan.val_rate is not None:
+        raise UsageError("the source has its own val split", where="--val", hint="leave it out")
+    if "val" in splits or "train" not in splits:
+        return splits, []
+    rate = DEFAULT_VAL_RATE if plan.val_rate is None else plan.val_rate
+    whole = splits.pop("train")
+    same_as = {name: other for (split, name), (kept, other) in repeats.items() if split == kept == "train"}
+    train, val = split_annotations(whole.annotations, rate, plan.seed, same_as)
+    num_all = len(whole.annotations.images)
+    notes = [
+        f"the source has no val split: {len(val.images)} of {num_all} images were put aside for it, seed {plan.seed}"
+    ]
+    if same_as:
+        notes.append(f"pictures that repeat another, kept on its side of the split: {len(same_as)}")
+    # What only the reader saw is known for the whole alone.
+    seen = whole.findings
+    notes += Findings(
+        zero_size_boxes=seen.zero_size_boxes,
+        unlisted_annotations=seen.unlisted_annotations,
+        difficult_boxes=seen.difficult_boxes,
+    ).notes()
+    parts = {
+        name: SplitContent(part, whole.image_root, count_findings(part))
+        for name, part in (("train", train), ("val", val))
+    }
+    return {**parts, **splits}, notes
 
 
 def split_names(names: Collection[str], val_rate: float, seed: int) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.annotations.image_checks import check_images
+from core.annotations.checks.images import check_images
 from core.annotations.prepared import open_dataset, read_split, require_same_classes
 from core.annotations.records import AnnotationSet, Category, PreparedDataset
 from core.api.common import LATEST, Say

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from core.annotations.content import ReadOptions
 from core.annotations.prepare import PrepareReport, prepare
 from core.annotations.prepared import open_dataset
+from core.annotations.splits import SplitPlan
 from core.annotations.subsets import SubsetReport, check_rate
 from core.annotations.subsets import subsample as choose_subset
 
@@ -20,6 +22,7 @@ def prepare_data(
     one_based: bool = False,
     copy_images: bool = False,
     strict: bool = False,
+    drop_invalid: bool = False,
 ) -> PrepareReport:
     """Prepare a data set in `out`; without a source the embedded demo set, with pictures in `images` beside it.
 
@@ -33,11 +36,11 @@ def prepare_data(
         source,
         out,
         format=source_format,
-        val_rate=val_rate,
-        seed=seed,
-        one_based=one_based,
+        plan=SplitPlan(val_rate, seed),
+        options=ReadOptions(one_based=one_based),
         copy_images=copy_images,
         strict=strict,
+        drop_invalid=drop_invalid,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.annotations.image_checks import check_images
+from core.annotations.checks.images import check_images
 from core.annotations.prepared import open_dataset, read_split
 from core.annotations.records import AnnotationSet, Category, PreparedDataset
 from core.annotations.subsets import describe_subset, find_subset

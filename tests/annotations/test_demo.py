@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from core.annotations import demo
-from core.annotations.findings import SplitContent
+from core.annotations.content import SplitContent
 from core.errors import DataError
 
 from .conftest import all_bytes

@@ -11,8 +11,10 @@ from PIL import Image
 
 from core.annotations import demo
 from core.annotations.coco import read_coco
+from core.annotations.content import ReadOptions
 from core.annotations.prepare import PrepareReport, prepare
 from core.annotations.prepared import open_dataset, read_split
+from core.annotations.splits import SplitPlan
 from core.annotations.subsets import subsample
 from core.errors import DataError, MachineError, UsageError
 
@@ -81,7 +83,7 @@ def test_voc_without_lists_gets_a_val_split(tmp_path: Path) -> None:
     report = prepare(root, tmp_path / "data")
     assert counts(report) == {"train": (5, 5), "val": (1, 1)}
     assert any("1 of 6 images were put aside for it, seed 0" in note for note in report.notes)
-    assert counts(prepare(root, tmp_path / "half", val_rate=0.5)) == {"train": (3, 3), "val": (3, 3)}
+    assert counts(prepare(root, tmp_path / "half", plan=SplitPlan(0.5))) == {"train": (3, 3), "val": (3, 3)}
 
 
 def test_voc_and_coco_agree(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_f27_repeated_pictures_are_not_split(tmp_path: Path) -> None:
     root = make_voc(tmp_path / "voc")
     for index in range(2, 6):
         shutil.copyfile(root / "JPEGImages" / "a1.jpg", root / "JPEGImages" / f"a{index}.jpg")
-    report = prepare(root, tmp_path / "data", val_rate=0.5)
+    report = prepare(root, tmp_path / "data", plan=SplitPlan(0.5))
     assert sorted(images for images, _ in counts(report).values()) == [1, 5]
     assert any(note.endswith("side of the split: 4") for note in report.notes)
 
@@ -260,12 +262,12 @@ def test_f71_out_is_a_file(tmp_path: Path, coco_layout: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "where"),
     [
-        ({"format": "yolo"}, "--format"),
+        ({"format": "labelme"}, "--format"),
         ({"format": "demo"}, "--format"),
-        ({"val_rate": 0.5}, "--val"),
-        ({"one_based": True}, "--one-based"),
+        ({"plan": SplitPlan(0.5)}, "--val"),
+        ({"options": ReadOptions(one_based=True)}, "--one-based"),
         ({"source": None, "format": "coco"}, "--format"),
-        ({"source": None, "val_rate": 0.5}, "--val"),
+        ({"source": None, "plan": SplitPlan(0.5)}, "--val"),
         ({"source": None, "copy_images": True}, "--copy-images"),
         ({"out": "."}, "--out"),
         ({"out": "coco"}, "--out"),
@@ -292,7 +294,7 @@ def test_f75_nearest_format(tmp_path: Path, coco_layout: Path) -> None:
 
 def test_val_rate_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--val"):
-        prepare(make_voc(tmp_path / "voc"), tmp_path / "data", val_rate=1.5)
+        prepare(make_voc(tmp_path / "voc"), tmp_path / "data", plan=SplitPlan(1.5))
 
 
 def test_unknown_sources(tmp_path: Path) -> None:

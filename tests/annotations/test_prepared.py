@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from core.annotations.coco import read_coco
-from core.annotations.findings import SplitContent
+from core.annotations.content import SplitContent
 from core.annotations.prepared import open_dataset, read_split, write_dataset
 from core.errors import DataError, MachineError
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from core.annotations.voc import is_voc, read_voc
+from core.annotations.content import ReadOptions
+from core.annotations.readers.voc import is_voc, read_voc
 from core.errors import DataError
 
 from .conftest import make_voc, voc_xml
@@ -28,8 +29,7 @@ def test_lists_make_the_splits(tmp_path: Path) -> None:
     folder = read_voc(make_voc(tmp_path / "voc", LISTS))
     names = {split: [i.file_name for i in content.annotations.images] for split, content in folder.splits.items()}
     assert names == {"train": ["a0.jpg", "a1.jpg", "a2.jpg"], "val": ["a3.jpg"], "test": ["a4.jpg"]}
-    assert folder.has_lists
-    assert folder.num_unlisted == 1
+    assert folder.notes == ("XML files that are in no list, left out: 1",)
     for content in folder.splits.values():
         assert [(c.id, c.name) for c in content.annotations.categories] == [(1, "ant"), (2, "zebra")]
         assert content.image_root == tmp_path / "voc" / "JPEGImages"
@@ -49,7 +49,7 @@ def test_trainval_stands_in_for_a_missing_train(tmp_path: Path) -> None:
 
 def test_without_lists_all_is_train(tmp_path: Path) -> None:
     folder = read_voc(make_voc(tmp_path / "voc"))
-    assert not folder.has_lists
+    assert list(folder.splits) == ["train"]
     assert [len(content.annotations.images) for content in folder.splits.values()] == [6]
 
 
@@ -76,7 +76,7 @@ def test_xml_beside_the_images(tmp_path: Path) -> None:
 def test_edges(tmp_path: Path, one_based: bool, box: tuple[float, ...]) -> None:
     root = make_voc(tmp_path / "voc")
     put_xml(root, voc_xml("a1.jpg", [("ant", "3", " 4 ", "13.5", 24)]))
-    (annotation,) = read_voc(root, one_based=one_based).splits["train"].annotations.by_image()[2]
+    (annotation,) = read_voc(root, ReadOptions(one_based=one_based)).splits["train"].annotations.by_image()[2]
     assert annotation.box_xywh_px == box
     assert annotation.area == 210
     assert not annotation.is_crowd

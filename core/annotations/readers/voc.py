@@ -10,7 +10,9 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from core.annotations.findings import SplitContent, count_findings, refuse
+from core.annotations.content import ReadOptions, Source, SplitContent
+from core.annotations.faults import FaultLog
+from core.annotations.findings import count_findings, refuse
 from core.annotations.images import SUFFIXES, upright_size
 from core.annotations.records import Annotation, AnnotationSet, Category, ImageRecord
 from core.errors import DataError
@@ -41,27 +43,12 @@ class _Picture:
     num_zero_size: int
 
 
-@dataclass(frozen=True)
-class VocFolder:
-    """A VOC folder as read.
-
-    Attributes:
-        splits: content by split name; only `train` where the folder has no lists.
-        has_lists: whether its own lists made the splits.
-        num_unlisted: XML files that no list names; they are left out.
-    """
-
-    splits: dict[str, SplitContent]
-    has_lists: bool
-    num_unlisted: int
-
-
 def is_voc(source: Path) -> bool:
     """Tell whether a folder looks like Pascal VOC: XML files in Annotations, or beside the images."""
     return _xml_folder(source) is not None
 
 
-def read_voc(source: Path, *, one_based: bool = False) -> VocFolder:
+def read_voc(source: Path, options: ReadOptions | None = None, log: FaultLog | None = None) -> Source:
     """Read a Pascal VOC folder: Annotations/*.xml, JPEGImages (or images) and ImageSets/Main/*.txt.
 
     Classes are sorted by name and get the ids 1 to C, the same in every split. An image is the file that has
@@ -70,15 +57,19 @@ def read_voc(source: Path, *, one_based: bool = False) -> VocFolder:
 
     Args:
         source: the folder.
-        one_based: the files count pixels from 1: subtract 1 from all four edges. By default edges are taken
-            as written.
+        options: with `one_based` 1 is subtracted from all four edges; by default they are taken as written.
+        log: is told of XML files and objects that cannot be used; by default the first one is raised.
+
+    Returns:
+        Only `train` where the folder has no lists.
 
     Raises:
         DataError: a file is missing, damaged, or a box in it cannot be right.
     """
+    options, log = options or ReadOptions(), log or FaultLog()
     xml_folder = _xml_folder(source)
     if xml_folder is None:
-        raise DataError("no Pascal VOC folder: no XML files in Annotations", where=str(source))
+        raise DataError("no Pascal VOC folder: no XML files in Annotations", where=str(source), code="F03")
     image_root = next(
         folder
         for folder in (source / name for name in _IMAGE_FOLDERS)
@@ -89,22 +80,27 @@ def read_voc(source: Path, *, one_based: bool = False) -> VocFolder:
     for path in sorted(image_root.iterdir()):
         if _is_image(path):
             images_of_stem[path.stem].append(path.name)
-    lists = _read_lists(source, set(xml_of_stem))
-    stems_of_split = lists or {"train": list(xml_of_stem)}
-    pictures = {
-        stem: _read_picture(xml_of_stem[stem], images_of_stem[stem], image_root, one_based)
-        for stem in sorted({stem for stems in stems_of_split.values() for stem in stems})
-    }
+    stems_of_split = _read_lists(source, set(xml_of_stem)) or {"train": list(xml_of_stem)}
+    listed = sorted({stem for stems in stems_of_split.values() for stem in stems})
+    pictures: dict[str, _Picture] = {}
+    for stem in listed:
+        picture = log.attempt(
+            _read_picture, xml_of_stem[stem], images_of_stem[stem], image_root, options.one_based, log
+        )
+        if picture is not None:
+            pictures[stem] = picture
     class_names = sorted({box.class_name for picture in pictures.values() for box in picture.boxes})
     categories = tuple(Category(index, name) for index, name in enumerate(class_names, start=1))
     if not categories:
-        raise DataError("no XML file has a box", where=str(xml_folder))
+        raise DataError("no XML file has a box", where=str(xml_folder), code="F13")
     image_ids = {stem: index for index, stem in enumerate(pictures, start=1)}
     splits = {
-        split: _content({image_ids[stem]: pictures[stem] for stem in stems}, categories, image_root)
+        split: _content({image_ids[stem]: pictures[stem] for stem in stems if stem in pictures}, categories, image_root)
         for split, stems in stems_of_split.items()
     }
-    return VocFolder(splits, bool(lists), len(xml_of_stem.keys() - pictures.keys()))
+    num_unlisted = len(xml_of_stem) - len(listed)
+    notes = (f"XML files that are in no list, left out: {num_unlisted}",) if num_unlisted else ()
+    return Source(source, "voc", splits, notes)
 
 
 def _xml_folder(source: Path) -> Path | None:
@@ -127,22 +123,25 @@ def _read_lists(source: Path, stems: set[str]) -> dict[str, list[str]]:
         try:
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read the list: {error}", where=str(file)) from error
+            raise DataError(f"cannot read the list: {error}", where=str(file), code="F01") from error
         # "NAME" or, in lists of one class, "NAME 1"; names may hold spaces.
         names = [line if line in stems else line.split()[0] for line in lines if line]
         unknown = [name for name in names if name not in stems]
         if unknown:
             raise DataError(
-                f"{len(unknown)} listed images have no XML file, first: {', '.join(unknown[:5])}", where=str(file)
+                f"{len(unknown)} listed images have no XML file, first: {', '.join(unknown[:5])}",
+                where=str(file),
+                code="F02",
+                places=unknown,
             )
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{twice!r} is listed twice", where=str(file))
+            raise DataError(f"{twice!r} is listed twice", where=str(file), code="F04")
         lists[split] = sorted(names)
     return {split: names for split, names in lists.items() if names}
 
 
-def _read_picture(xml: Path, image_names: list[str], image_root: Path, one_based: bool) -> _Picture:
+def _read_picture(xml: Path, image_names: list[str], image_root: Path, one_based: bool, log: FaultLog) -> _Picture:
     root = _parse(xml)
     stated_name = (root.findtext("filename") or "").strip()
     if not image_names:
@@ -152,7 +151,7 @@ def _read_picture(xml: Path, image_names: list[str], image_root: Path, one_based
     try:
         path = join_within(image_root, file_name)
     except DataError as error:
-        raise DataError(error.message, where=f"{xml}: filename", hint=error.hint) from error
+        raise DataError(error.message, where=f"{xml}: filename", hint=error.hint, code=error.code) from error
     width, height = (
         int(_number(root, f"size/{side}", xml)) if (root.findtext(f"size/{side}") or "").strip() else 0
         for side in ("width", "height")
@@ -162,14 +161,15 @@ def _read_picture(xml: Path, image_names: list[str], image_root: Path, one_based
     boxes: list[_Box] = []
     num_zero_size = 0
     for index, element in enumerate(root.findall("object")):
-        box = _read_box(element, f"object[{index}]", xml, one_based)
+        box = log.attempt(_read_box, element, f"object[{index}]", xml, one_based)
+        if box is None:
+            continue
         left, top, box_width, box_height = box.box_xywh_px
         if box_width == 0 or box_height == 0:
             num_zero_size += 1
         elif left >= width or top >= height or left + box_width <= 0 or top + box_height <= 0:
-            raise refuse(
-                xml, [f"object[{index}].bndbox"], f"the box lies wholly outside its image of {width} x {height} pixels"
-            )
+            reason = f"the box lies wholly outside its image of {width} x {height} pixels"
+            log.invalid(refuse(xml, [f"object[{index}].bndbox"], reason, code="F10"))
         else:
             boxes.append(box)
     return _Picture(file_name, width, height, tuple(boxes), num_zero_size)
@@ -184,15 +184,17 @@ def _parse(xml: Path) -> Element:
             f"not valid XML: {str(error).partition(':')[0]}",
             where=f"{xml}:{line}:{column + 1}",
             hint="the file may be cut off; copy or export it again",
+            code="F01",
         ) from error
     except DefusedXmlException as error:
-        raise DataError("XML entities and document types are not read", where=str(xml)) from error
+        raise DataError("XML entities and document types are not read", where=str(xml), code="F01") from error
     except (OSError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise DataError(f"cannot read the XML file: {error}", where=str(xml)) from error
+        raise DataError(f"cannot read the XML file: {error}", where=str(xml), code="F01") from error
     if root is None or root.tag != "annotation":
         raise DataError(
             "no Pascal VOC file: its outermost element is not <annotation>",
             where=str(xml),
+            code="F03",
         )
     return root
 
@@ -200,15 +202,14 @@ def _parse(xml: Path) -> Element:
 def _read_box(element: Element, place: str, xml: Path, one_based: bool) -> _Box:
     class_name = (element.findtext("name") or "").strip()
     if not class_name:
-        raise refuse(xml, [f"{place}.name"], "the class name is missing")
+        raise refuse(xml, [f"{place}.name"], "the class name is missing", code="F17")
     shift = 1 if one_based else 0
     left, top, right, bottom = (
         _number(element, f"bndbox/{edge}", xml, place) - shift for edge in ("xmin", "ymin", "xmax", "ymax")
     )
     if right < left or bottom < top:
-        raise refuse(
-            xml, [f"{place}.bndbox"], f"negative width or height: edges {left:g}, {top:g}, {right:g}, {bottom:g}"
-        )
+        edges = f"{left:g}, {top:g}, {right:g}, {bottom:g}"
+        raise refuse(xml, [f"{place}.bndbox"], f"negative width or height: edges {edges}", code="F08")
     is_difficult = (element.findtext("difficult") or "").strip() == "1"
     return _Box(class_name, (left, top, right - left, bottom - top), is_difficult)
 
@@ -217,13 +218,13 @@ def _number(element: Element, path: str, xml: Path, place: str = "") -> float:
     where = ".".join(filter(None, (place, path.replace("/", "."))))
     written = (element.findtext(path) or "").strip()
     if not written:
-        raise refuse(xml, [where], "is missing")
+        raise refuse(xml, [where], "is missing", code="F02")
     try:
         number = float(written)
     except ValueError:
         number = float("nan")
     if not -_LARGEST < number < _LARGEST:
-        raise refuse(xml, [where], f"must be a finite number, is {written[:40]!r}")
+        raise refuse(xml, [where], f"must be a finite number, is {written[:40]!r}", code="F09")
     return number
 
 

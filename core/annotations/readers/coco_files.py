@@ -1,0 +1,88 @@
+"""COCO JSON files: in the official layout, in other common ones, or a single file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from core.annotations.coco import inspect_coco
+from core.annotations.content import ReadOptions, Source, SplitContent
+from core.annotations.faults import FaultLog
+from core.annotations.layouts import find_layout
+from core.errors import DataError
+
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""Names that sources give to each split."""
+
+
+def is_coco(path: Path) -> bool:
+    """Tell whether a file is JSON, or a folder has COCO files where they are looked for."""
+    return path.suffix.lower() == ".json" if path.is_file() else bool(_files(path))
+
+
+def read_coco_files(path: Path, options: ReadOptions | None = None, log: FaultLog | None = None) -> Source:
+    """Read a COCO file, or a folder: `annotations/instances_{train,val}2017.json` and `{train,val}2017/`;
+    `annotations/{train,val,test}.json` and `images/`; `{train,valid,test}/_annotations.coco.json` (Roboflow).
+
+    A single file is the train split; its images lie in `images` beside it, else beside it.
+
+    Args:
+        path: the file or folder.
+        options: see `ReadOptions.allow_unlisted`.
+        log: is told of images and annotations that cannot be used; by default the first one is raised.
+
+    Raises:
+        DataError: no COCO file is found, or one has a fault; see `inspect_coco`.
+    """
+    files = _files(path)
+    if not files:
+        raise DataError("no COCO file found", where=str(path), code="F03")
+    return Source(path, "coco", _read(files, options or ReadOptions(), log or FaultLog()))
+
+
+def is_cityscapes_in_coco_form(path: Path) -> bool:
+    """Tell whether a folder is Cityscapes with boxes in COCO form, as the DE-DETR reference has it."""
+    layout = find_layout(path) if path.is_dir() else None
+    return layout is not None and layout[0] == "cityscapes"
+
+
+def read_cityscapes_in_coco_form(path: Path, options: ReadOptions | None = None, log: FaultLog | None = None) -> Source:
+    """Read `leftImg8bit` with `CocoFormatAnnos` in or beside it; arguments and errors as in `read_coco_files`."""
+    layout = find_layout(path)
+    if layout is None or layout[0] != "cityscapes":
+        raise DataError("no Cityscapes with boxes in COCO form", where=str(path), code="F03")
+    files = {name: (split.annotation_file, split.image_root) for name, split in layout[1].items()}
+    return Source(path, "cityscapes", _read(files, options or ReadOptions(), log or FaultLog()))
+
+
+def _read(files: Mapping[str, tuple[Path, Path]], options: ReadOptions, log: FaultLog) -> dict[str, SplitContent]:
+    splits: dict[str, SplitContent] = {}
+    for split, (file, image_root) in files.items():
+        annotations, findings = inspect_coco(file, image_root, allow_unlisted=options.allow_unlisted, log=log)
+        splits[split] = SplitContent(annotations, image_root, findings)
+    return splits
+
+
+def _files(path: Path) -> dict[str, tuple[Path, Path]]:
+    """Return annotation file and image root by split."""
+    if path.is_file():
+        folder = path.parent
+        return {"train": (path, folder / "images" if (folder / "images").is_dir() else folder)}
+    layout = find_layout(path)
+    if layout is not None and layout[0] == "coco":
+        return {name: (split.annotation_file, split.image_root) for name, split in layout[1].items()}
+    found: dict[str, tuple[Path, Path]] = {}
+    for split, names in SPLIT_NAMES.items():
+        for name in names:
+            candidates = (
+                path / "annotations" / f"instances_{name}.json",
+                path / "annotations" / f"{name}.json",
+                path / name / "_annotations.coco.json",
+                path / f"{name}.json",
+            )
+            file = next((candidate for candidate in candidates if candidate.is_file()), None)
+            if file is not None:
+                folders = (path / "images" / name, path / name, path / f"{name}2017", path / "images", path)
+                found[split] = (file, next(folder for folder in folders if folder.is_dir()))
+                break
+    return found
