@@ -29,7 +29,7 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align
 from core.assembly import Assembly
 from core.config.schema import BackboneConfig, ModelConfig
 from core.losses.criterion import Criterion, Losses, Normalisers
-from core.models.backbone import Backbone
+from core.models.backbone import Backbone, ResNetBackbone
 from core.models.conditional_decoder import ConditionalDecoderLayer
 from core.models.detector import Detector
 from core.models.detr_decoder import DetrDecoderLayer
@@ -39,8 +39,6 @@ from core.models.specs import DecoderFamily
 from core.ops.boxes import cxcywh_to_xyxy, norm_to_px
 from core.ops.roi_pool import SAMPLING_RATIO, FeaturePyramid, finite_boxes
 from core.structures import ImageBatch, ModelOutput, Target
-
-_STAGES = ("layer2", "layer3", "layer4")
 
 
 def published_way(assembly: Assembly) -> Assembly:
@@ -67,7 +65,7 @@ def published_optimizer(ours: torch.optim.Optimizer) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, weight_decay=ours.param_groups[0]["weight_decay"])
 
 
-class PublishedBackbone(Backbone):
+class PublishedBackbone(ResNetBackbone):
     """A ResNet whose frozen batch norm is an operation of its own.
 
     Args:
@@ -76,7 +74,6 @@ class PublishedBackbone(Backbone):
     """
 
     def __init__(self, config: BackboneConfig, ours: Backbone) -> None:
-        super().__init__(ours.num_channels, ours.strides, ours.pixel_mean, ours.pixel_std)
         if config.norm != "frozen_batch_norm" or config.name.startswith("timm/"):
             raise ValueError("the published way has a torchvision ResNet with frozen batch norm")
         options: dict[str, Any] = {
@@ -87,9 +84,7 @@ class PublishedBackbone(Backbone):
             network = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], **options)
         else:
             network = torchvision.models.get_model(config.name, weights=None, **options)
-        children = dict(network.named_children())
-        self.body = nn.ModuleDict({name: part for name, part in children.items() if name not in ("avgpool", "fc")})
-        self.taps = _STAGES[-len(self.strides) :]
+        super().__init__(network, len(ours.strides), config.dilation)
         self.load_state_dict(ours.state_dict())
         if config.freeze_stem:
             for name in ("conv1", "bn1", "layer1"):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-import time
 from collections.abc import Callable
 from functools import wraps
 from statistics import median
 from typing import Any
 
-import torch
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
@@ -19,7 +16,7 @@ from cases import Case, Machine
 from core.ops.roi_table import RoiTable
 from core.trainer import step as trainer_step
 from core.trainer.step import Stepper
-from workload import build_batch, build_stepper
+from workload import as_trained, build_batch, build_stepper, time_call
 
 BACKBONE, LEVELS, ENCODER = "backbone", "levels: projections, position embeddings", "encoder"
 FIRST_LAYER, CROPPING, SPARSE = "decoder layer 1", "cropping RoI tokens", "sparse attention but for cropping"
@@ -40,24 +37,21 @@ def profile_cases(
     cases: dict[str, Case], machine: Machine, rounds: int
 ) -> tuple[dict[str, Times], dict[str, list[float]]]:
     """Return the median time of each part, and the seconds of whole steps that were not recorded, by name."""
-    if machine.num_threads is not None:
-        torch.set_num_threads(machine.num_threads)
     label_functions()
     steps = {}
     for name, case in cases.items():
         stepper, batch = build_stepper(case, machine), build_batch(case)
         label_parts(stepper)
         steps[name] = labelled(lambda stepper=stepper, batch=batch: stepper.step([batch], 0, 0, 1000), REST)
-        steps[name]()
     recorded: dict[str, list[Times]] = {name: [] for name in cases}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            gc.collect()
-            began = time.perf_counter()
+    with as_trained(machine):
+        for step in steps.values():
             step()
-            seconds[name].append(time.perf_counter() - began)
-            recorded[name].append(profile_step(step, machine))
+        for _ in range(rounds):
+            for name, step in steps.items():
+                seconds[name].append(time_call(step, machine))
+                recorded[name].append(profile_step(step, machine))
     medians = {
         name: {part: (median(t[part][0] for t in times), median(t[part][1] for t in times)) for part in PARTS}
         for name, times in recorded.items()

@@ -7,7 +7,8 @@ import gc
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from core.config.schema import Config
 from core.datasets.batches import Batch, collate
 from core.datasets.dataset import Sample
 from core.datasets.transforms import Normalisation
+from core.device import place
 from core.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from core.models.specs import get_spec
 from core.processes import Processes
 from core.structures import Target
+from core.trainer.device import reproducible
 from core.trainer.precision import MixedPrecision
 from core.trainer.step import Stepper
 from published_way import published_optimizer, published_way
@@ -52,7 +55,9 @@ def build_assembly(case: Case, machine: Machine) -> Assembly:
     assembly = assemble(Config.model_validate(settings), classes)
     if case.way == "published":
         assembly = published_way(assembly)
-    assembly.model.to(machine.device)
+        assembly.model.to(machine.device)
+    else:
+        place(assembly.model, torch.device(machine.device))
     return assembly
 
 
@@ -150,23 +155,37 @@ def time_cases(
         rounds: at most; the first is always made.
         max_seconds: begin no further round after these.
     """
-    _set_threads(machine)
     calls = {name: build(case, machine) for name, case in cases.items()}
-    for call in calls.values():
-        call()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    began = time.monotonic()
-    while len(seconds[next(iter(cases))]) < rounds:
-        for name, call in calls.items():
-            gc.collect()
-            _synchronize(machine)
-            start = time.perf_counter()
+    with as_trained(machine):
+        for call in calls.values():
             call()
-            _synchronize(machine)
-            seconds[name].append(time.perf_counter() - start)
-        if time.monotonic() - began > max_seconds:
-            break
+        began = time.monotonic()
+        while len(seconds[next(iter(cases))]) < rounds:
+            for name, call in calls.items():
+                seconds[name].append(time_call(call, machine))
+            if time.monotonic() - began > max_seconds:
+                break
     return seconds
+
+
+@contextmanager
+def as_trained(machine: Machine) -> Iterator[None]:
+    """Work as the trainer does: on a CPU with deterministic algorithms; and with the threads that are asked for."""
+    if machine.num_threads is not None:
+        torch.set_num_threads(machine.num_threads)
+    with reproducible(torch.device(machine.device)):
+        yield
+
+
+def time_call(call: Callable[[], Any], machine: Machine) -> float:
+    """Return the seconds of a call, with all that it leaves the device to do."""
+    gc.collect()
+    _synchronize(machine)
+    start = time.perf_counter()
+    call()
+    _synchronize(machine)
+    return time.perf_counter() - start
 
 
 def measure_memory(case: Case, machine: Machine) -> dict[str, float]:
@@ -177,7 +196,6 @@ def measure_memory(case: Case, machine: Machine) -> dict[str, float]:
         more that is than it held before them, which is what activations, gradients and optimizer take. On a GPU both
         are of PyTorch's allocator.
     """
-    _set_threads(machine)
     call = build(case, machine)
     gc.collect()
     if machine.device == "cuda":
@@ -188,15 +206,11 @@ def measure_memory(case: Case, machine: Machine) -> dict[str, float]:
         before = _resident_mib("VmRSS")
         # Restarts the kernel's count of the peak: building the model must not hide that of the work.
         Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(2):
-        call()
+    with as_trained(machine):
+        for _ in range(2):
+            call()
     peak = torch.cuda.max_memory_allocated() / _MIB if machine.device == "cuda" else _resident_mib("VmHWM")
     return {"process": peak, "work": peak - before}
-
-
-def _set_threads(machine: Machine) -> None:
-    if machine.num_threads is not None:
-        torch.set_num_threads(machine.num_threads)
 
 
 def _synchronize(machine: Machine) -> None:

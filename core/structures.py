@@ -27,14 +27,6 @@ class ImageBatch:
     padding_mask: Tensor
     sizes_hw: Tensor
 
-    def to(self, device: torch.device) -> ImageBatch:
-        """Return the batch on a device; from pinned memory the copies do not block."""
-        return ImageBatch(
-            self.pixels.to(device, non_blocking=True),
-            self.padding_mask.to(device, non_blocking=True),
-            self.sizes_hw.to(device, non_blocking=True),
-        )
-
 
 @dataclass(frozen=True)
 class Target:
@@ -55,7 +47,7 @@ class Target:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Target:
-        """Return the target on a device, likewise."""
+        """Return the target on a device."""
         copy_index = None if self.copy_index is None else self.copy_index.to(device, non_blocking=True)
         return replace(
             self,

@@ -40,7 +40,6 @@ class ImageCache:
         self._firsts = [0, *accumulate(height * width * 3 for height, width in self._sizes_hw)]
         self.num_bytes = self._firsts[-1]
         self._memory: ctypes.Array[ctypes.c_uint8] | None = None
-        self._lock = multiprocessing.Lock()
 
     def reserve(self) -> None:
         """Take the memory for all images, at once: a lack of it is met here, not in the middle of a run.
@@ -52,8 +51,9 @@ class ImageCache:
             return
         try:
             # Behind the pixels is a byte for each image, 1 once it is there.
+            self._lock = multiprocessing.Lock()
             self._memory = multiprocessing.RawArray(ctypes.c_uint8, self.num_bytes + len(self._sizes_hw))
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError, ImportError) as error:  # ImportError: no semaphores on this machine
             raise MachineError(
                 f"no memory to keep images in: {error}", where="data.cache", hint="leave out --cache"
             ) from error
@@ -84,10 +84,9 @@ class ImageCache:
 def free_memory() -> int:
     """Return how many bytes could be shared between processes at most: free ones of the machine and of /dev/shm.
 
-    The limits of containers and job schedulers (cgroups) count as a whole, whatever of them is in use. 0 where nothing
-    is known.
+    In containers and jobs (cgroups) what their limits leave free. 0 where nothing is known.
     """
-    limits = list(_cgroup_limits())
+    limits = list(_free_in_cgroups())
     if _MEMORY_INFO.is_file():
         values = dict(line.split(":", 1) for line in _MEMORY_INFO.read_text().splitlines())
         limits.append(int(values["MemAvailable"].split()[0]) * 1024)
@@ -98,16 +97,32 @@ def free_memory() -> int:
     return min(limits, default=0)
 
 
-def _cgroup_limits() -> Iterator[int]:
-    """Yield the memory limits of this process's cgroup and of those around it, of both versions."""
+def _free_in_cgroups() -> Iterator[int]:
+    """Yield what the memory limits of this process's cgroup and of those around it, of both versions, leave free."""
     if not _OWN_CGROUPS.is_file():
         return
     for line in _OWN_CGROUPS.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        root, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
-        folder = root / path.lstrip("/")
-        for file in (parent / name for parent in (folder, *folder.parents) if parent.is_relative_to(root)):
-            if file.is_file() and (limit := file.read_text().strip()).isdigit():
-                yield int(limit)
+        root = _CGROUPS / "memory" if controllers else _CGROUPS
+        limit_name, usage_name = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
+        own = root / path.lstrip("/")
+        for folder in (parent for parent in (own, *own.parents) if parent.is_relative_to(root)):
+            limit, used = _number_in(folder / limit_name), _number_in(folder / usage_name)
+            if limit is not None:
+                yield max(0, limit - (used or 0) + _droppable_bytes(folder))
+
+
+def _number_in(file: Path) -> int | None:
+    text = file.read_text().strip() if file.is_file() else ""
+    return int(text) if text.isdigit() else None
+
+
+def _droppable_bytes(cgroup: Path) -> int:
+    """Return what a cgroup has in use for copies of files that the kernel gives back when memory is asked for."""
+    file = cgroup / "memory.stat"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

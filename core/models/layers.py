@@ -62,13 +62,13 @@ class Dropout(nn.Module):
         self.probability = probability
 
     @property
-    def now(self) -> float:
+    def current_dropout(self) -> float:
         """The probability in the present mode."""
         return self.probability if self.training else 0.0
 
     def forward(self, values: Tensor) -> Tensor:
         """(...) -> (...)."""
-        return drop(values, self.now)
+        return drop(values, self.current_dropout)
 
 
 class TransformerLayer(nn.Module):
@@ -88,7 +88,7 @@ class TransformerLayer(nn.Module):
         return state + added if self.pre_norm else norm(state + added)
 
     def _feed_forward(self, state: Tensor) -> Tensor:
-        output: Tensor = self.linear2(relu_and_drop(self.linear1(state), self.dropout.now))
+        output: Tensor = self.linear2(relu_and_drop(self.linear1(state), self.dropout.current_dropout))
         return output
 
     def _split_heads(self, tokens: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class _ReluAndDrop(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, dropout: float) -> Tensor:
         result = F.relu(values).mul_(_draw_factors(values, dropout))
         ctx.save_for_backward(result)
-        ctx.scale = 1 / keep_probability(dropout)
+        # As the factors have it: in half precision it is rounded.
+        ctx.scale = torch.tensor(1 / keep_probability(dropout), dtype=values.dtype).item()
         return result
 
     @staticmethod

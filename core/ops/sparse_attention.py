@@ -53,8 +53,8 @@ class SparseAttention(Protocol):
         result          = sum_n dropout(softmax(logit))_n * V(x_n)
 
     No token is masked: a token outside the padded image is zero and takes its share of the softmax. All
-    implementations give the same numbers to rounding, and with the same seed drop the same weights. On a CPU equal
-    inputs and as many threads give equal bits.
+    implementations give the same numbers to rounding. On a CPU they drop the same weights with the same seed, and
+    equal inputs and as many threads give equal bits.
     """
 
     def __call__(

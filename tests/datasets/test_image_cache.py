@@ -163,6 +163,7 @@ def test_images_lie_apart_and_augmentation_leaves_them_as_they_are(tmp_path: Pat
         assert torch.equal(made.cache.get(index, made._decoded), plain._decoded(index))
 
 
+@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="needs Linux")
 def test_the_whole_of_free_memory_is_told() -> None:
     available = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
     assert 0 < free_memory() <= available * 1.2
@@ -187,6 +188,13 @@ def test_limits_of_containers_and_jobs_count(
     monkeypatch.setattr(image_cache, "_CGROUPS", tmp_path / "cgroup")
     limit.write_text("12345\n")
     assert free_memory() == 12345
+    usage = limit.with_name("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
+    usage.write_text("12000\n")
+    assert free_memory() == 345
+    limit.with_name("memory.stat").write_text("active_file 7\ninactive_file 5\n")
+    assert free_memory() == 350
+    usage.write_text("20000\n")
+    assert free_memory() == 0
     limit.write_text("max\n")
     assert free_memory() > 12345
 

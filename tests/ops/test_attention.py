@@ -79,6 +79,47 @@ def test_half_precision_is_as_good_as_pytorchs(dtype):
     assert all(tensor.grad.isfinite().all() and tensor.grad.dtype == dtype for tensor in tensors)
 
 
+def test_gradients_in_half_precision_are_as_good_as_pytorchs():
+    generator = torch.Generator().manual_seed(3)
+    # Keys with much in common: what is left of logits' gradients that do not sum to zero goes there.
+    common = 8 * torch.randn(1, 1, 1, 8, generator=generator)
+    tensors = [torch.randn(2, 2, 40, 8, generator=generator) for _ in range(3)]
+    tensors[1] += common
+    upstream = torch.randn(2, 2, 40, 8, generator=generator)
+
+    def gradient(dtype, function):
+        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in tensors)
+        function(query, key, value).backward(upstream.to(dtype))
+        return query.grad.double()
+
+    def in_steps(query, key, value):
+        weights = (query @ key.transpose(2, 3) * 8**-0.5).softmax(-1)
+        return weights @ value
+
+    exact = gradient(torch.float64, in_steps)
+    # The probability is too small to drop anything.
+    ours = gradient(torch.bfloat16, lambda query, key, value: attend(query, key, value, None, 1e-9))
+    theirs = gradient(torch.bfloat16, in_steps)
+    assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
+def test_an_empty_batch_is_attended():
+    query, key, value = (torch.zeros(0, 2, 5, 8, requires_grad=True) for _ in range(3))
+    attended = attend(query, key, value, None, 0.5)
+    assert attended.shape == (0, 2, 5, 8)
+    attended.sum().backward()
+    assert query.grad.shape == query.shape
+
+
+def test_float32_queries_are_attended_under_autocast():
+    query, key, value = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    torch.manual_seed(0)
+    outside = attend(query, key, value, None, 0.5)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attend(query, key, value, None, 0.5), outside)
+
+
 def test_it_keeps_one_byte_a_pair():
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 2, 64, 8, generator=generator).requires_grad_() for _ in range(3))

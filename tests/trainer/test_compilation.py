@@ -55,6 +55,18 @@ def test_machine_without_a_compiler_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_compiled_model_trains_with_dropout_on_all_image_sizes() -> None:
+    compiled = small_detector("dela-detr", dropout=0.1).double().train()
+    compile_model(compiled)
+    for batch in (*BATCHES, in_float64((80, 112), (80, 112))):
+        loss = loss_of(compiled, batch)
+        loss.backward()
+        assert loss.isfinite()
+    for name, parameter in compiled.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, name
+
+
+@pytest.mark.slow
 def test_compiled_model_gives_the_same_losses_and_gradients_for_all_image_sizes() -> None:
     with reproducible(torch.device("cpu")):
         # In float64: where a float32 network lies at a kink, its last bit decides on percents of a gradient.
