@@ -55,7 +55,7 @@ def cell(times: Times, part: str) -> str:
     """Return both passes of a part, and their share of the step."""
     forward, backward = times[part]
     share = (forward + backward) / sum(sum(passes) for passes in times.values())
-    return f"{forward:.3f} + {backward:.3f} ({share:.0%})"
+    return f"{forward:.3g} + {backward:.3g} ({share:.0%})"
 
 
 if __name__ == "__main__":
