@@ -16,6 +16,9 @@ from typing import Any
 
 from core.errors import DataError, MachineError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the `OSError` of a write for which there is no space: on the disk, in the user's share, in one file."""
+
 _SEPARATORS = '<>:"/\\|?*'
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 _NOT_PLAIN = re.compile(r"[\\:\0]|\A/|(?:\A|/)\.{0,2}\Z")
@@ -31,7 +34,7 @@ def machine_errors(path: Path, action: str) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = (
             "free some space on this disk"
-            if error.errno == errno.ENOSPC
+            if error.errno in FULL_DISK
             else "check the folder's permissions, or name another folder"
         )
         raise MachineError(f"cannot {action}: {reason}", where=str(path), hint=hint) from error

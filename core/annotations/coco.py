@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
+from core.annotations.box_formats import BoxFormat, as_xywh_px, guess_box_format
 from core.annotations.coco_document import (
     LARGEST,
     CocoAnnotation,
@@ -24,6 +25,7 @@ from core.annotations.coco_document import (
     fields_of,
     read_document,
 )
+from core.annotations.content import ReadOptions
 from core.annotations.faults import FaultLog
 from core.annotations.findings import Findings, count_findings, refuse
 from core.annotations.images import MAX_PIXELS
@@ -32,23 +34,33 @@ from core.annotations.records import Annotation, AnnotationSet, Category, ImageR
 from core.errors import DataError
 from core.files import NamesWithin, write_atomic
 
+_LOOKS: dict[BoxFormat, str] = {
+    "xyxy": "like edges x1, y1, x2, y2",
+    "xywh-norm": "normalised to 0 ... 1",
+    "xyxy-norm": "like edges x1, y1, x2, y2, normalised to 0 ... 1",
+}
 
-def read_coco(path: Path, image_root: Path | None = None, *, allow_unlisted: bool = False) -> AnnotationSet:
+
+def read_coco(path: Path, image_root: Path | None = None) -> AnnotationSet:
     """Read and check a COCO detection file; see `inspect_coco`, which also returns what it noticed."""
-    return inspect_coco(path, image_root, allow_unlisted=allow_unlisted)[0]
+    return inspect_coco(path, image_root)[0]
 
 
 def inspect_coco(
-    path: Path, image_root: Path | None = None, *, allow_unlisted: bool = False, log: FaultLog | None = None
+    path: Path,
+    image_root: Path | None = None,
+    options: ReadOptions | None = None,
+    log: FaultLog | None = None,
 ) -> tuple[AnnotationSet, Findings]:
     """Read and check a COCO detection file. Images are not opened.
+
+    A file most of whose annotations are of images that it does not list is a subset in the style of the DE-DETR
+    reference (fewer images, all annotations) and is accepted without `allow_unlisted`.
 
     Args:
         path: the JSON file.
         image_root: the folder that its file names are below; by default the file's own folder.
-        allow_unlisted: leave out annotations of images that the file does not list, however few they are. A
-            file most of whose annotations are such is a subset in the style of the DE-DETR reference
-            (fewer images, all annotations) and is accepted in any case.
+        options: the format of its boxes, and whether annotations of images that it does not list are left out.
         log: is told of images and annotations that cannot be used; by default the first one is raised.
 
     Returns:
@@ -58,25 +70,26 @@ def inspect_coco(
     Raises:
         DataError: the file is missing, no JSON, no COCO detection file, or contradicts itself.
     """
-    return check_coco(read_document(path), image_root, allow_unlisted=allow_unlisted, log=log)
+    return check_coco(read_document(path), image_root, options, log)
 
 
 def check_coco(
     document: CocoDocument,
     image_root: Path | None = None,
-    *,
-    allow_unlisted: bool = False,
+    options: ReadOptions | None = None,
     log: FaultLog | None = None,
 ) -> tuple[AnnotationSet, Findings]:
     """Check a file that was taken apart as `inspect_coco` does."""
+    options = options or ReadOptions()
     log = log or FaultLog()
     categories = read_categories(document)
     images, dropped_ids = _read_images(document, document.path.parent if image_root is None else image_root, log)
     if document.annotations and not categories:
         raise DataError("there are annotations, but no categories", where=f"{document.path}: categories", code="F02")
     read = _read_annotations(document, images, {category.id for category in categories}, dropped_ids, log)
-    unlisted = _check_unlisted(document, read.unlisted, allow_unlisted, log)
-    checked, num_zero_size = _check_boxes(AnnotationSet(images, read.annotations, categories), read, document.path, log)
+    unlisted = _check_unlisted(document, read.unlisted, options.allow_unlisted, log)
+    annotations = as_xywh_px(AnnotationSet(images, read.annotations, categories), options.boxes)
+    checked, num_zero_size = _check_boxes(annotations, read, document.path, log)
     return checked, count_findings(checked, zero_size_boxes=num_zero_size, unlisted_annotations=unlisted)
 
 
@@ -302,12 +315,12 @@ def _check_boxes(annotations: AnnotationSet, read: _Read, path: Path, log: Fault
 
     negative: NDArray[np.bool_] = np.any(extents < 0, axis=1)
     refuse_boxes(negative, lambda row: f"negative width or height: {_box_text(boxes_xywh_px[row])}", "F08")
-    guess = _wrong_box_format(boxes_xywh_px[~negative], sizes[~negative])
+    guess = guess_box_format(boxes_xywh_px[~negative], sizes[~negative])
     if guess:
         raise DataError(
-            f"the boxes look {guess}, not like left, top, width, height in pixels",
+            f"the boxes look {_LOOKS[guess]}, not like left, top, width, height in pixels",
             where=f"{path}: annotations[{read.positions[0]}].bbox",
-            hint='write each "bbox" as [left, top, width, height] in pixels',
+            hint=f"`dedetr prepare-data SOURCE --boxes {guess}` reads them so",
             code="F11",
         )
     has_size: NDArray[np.bool_] = np.all(extents > 0, axis=1)
@@ -326,23 +339,6 @@ def _check_boxes(annotations: AnnotationSet, read: _Read, path: Path, log: Fault
         return annotations, 0
     kept = tuple(compress(annotations.annotations, usable.tolist()))
     return replace(annotations, annotations=kept), num_zero_size
-
-
-def _wrong_box_format(boxes_xywh_px: NDArray[np.float64], sizes: NDArray[np.float64]) -> str | None:
-    """Guess whether boxes are edges (x1, y1, x2, y2) or fractions of the image; None if they look right."""
-    if not len(boxes_xywh_px):
-        return None
-    starts, extents = boxes_xywh_px[:, :2], boxes_xywh_px[:, 2:]
-    is_fraction = ((boxes_xywh_px >= 0) & (boxes_xywh_px <= 1)).all() and (boxes_xywh_px % 1 != 0).any()
-    if is_fraction and (sizes > 2).all():
-        return "normalised to 0 ... 1"
-    # Right boxes hardly ever leave the image by more than rounding; edges read as sizes do it as soon as the
-    # object's centre is in the right or the lower half.
-    leaves = (starts + extents > sizes + 2).any(axis=1)
-    fits_as_edges = ((extents > starts) & (extents <= sizes + 1) & (starts >= 0)).all(axis=1)
-    if leaves.sum() >= max(3, 0.25 * len(boxes_xywh_px)) and fits_as_edges.mean() > 0.9:
-        return "like edges x1, y1, x2, y2"
-    return None
 
 
 def write_coco(path: Path, annotations: AnnotationSet) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.annotations.box_formats import BoxFormat
 from core.annotations.findings import Findings
 from core.annotations.records import AnnotationSet
 
@@ -25,11 +26,15 @@ class ReadOptions:
 
     Attributes:
         one_based: box edges count pixels from 1 (Pascal VOC and CSV).
+        boxes: the format of boxes in COCO files, where it is not COCO's own.
         allow_unlisted: leave out annotations of images that a COCO file does not list, however few they are.
+        unpack: unpack archives that are read to where they lie; else they are refused, and nothing is written.
     """
 
     one_based: bool = False
+    boxes: BoxFormat = "xywh"
     allow_unlisted: bool = False
+    unpack: bool = True
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,35 @@ TITLES = {
 }
 """What each code stands for; docs/faults.md has more on each."""
 
+HINTS = {
+    "F01": "copy or export the file again",
+    "F02": "export the file again, or correct this place",
+    "F03": "name the right file or folder, or its format with --format",
+    "F04": "give every image its own id, or remove one of the two",
+    "F05": "give every annotation its own id",
+    "F06": "remove these annotations, or list their images",
+    "F07": "add the class to the list, or correct the ids: some programs count from 0 and some from 1",
+    "F08": "label the box again; --on-invalid drop leaves it out",
+    "F09": "label the box again; --on-invalid drop leaves it out",
+    "F10": "label the box again: was the image scaled or turned? --on-invalid drop leaves it out",
+    "F11": "convert the boxes to what the format defines",
+    "F13": "label some objects",
+    "F15": "iscrowd is 1 for a group that nobody counted, else 0",
+    "F16": "give every class a whole number of its own",
+    "F17": "give every class a name of its own",
+    "F19": "copy the image, or correct its name; --on-invalid drop leaves it out",
+    "F20": "copy or export the image again; --on-invalid drop leaves it out",
+    "F21": "copy the image again; --on-invalid drop leaves it out",
+    "F22": "put the image there, or remove it from the list; --on-invalid drop leaves it out",
+    "F26": "scale the image and its boxes down, or correct the size",
+    "F28": "list the same ids and names in all splits",
+    "F29": "give the split images, or remove it",
+    "F31": "use paths below the folder of the images",
+    "F37": "unpack it yourself if you trust it, and name the folder",
+    "F39": "run the command again",
+}
+"""What to do about a fault of each code, where its error has nothing better to say."""
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -78,7 +107,13 @@ class Fault:
         """Return what an error says as a fault."""
         places = error.places or ((error.where,) if error.where else ())
         return cls(
-            error.code or "F02", severity, error.message, error.where, error.hint, max(1, len(error.places)), places
+            error.code or "F02",
+            severity,
+            error.message,
+            error.where,
+            error.hint or HINTS.get(error.code or ""),
+            max(1, len(error.places)),
+            places,
         )
 
     @property

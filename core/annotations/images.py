@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from core.errors import DataError
@@ -83,6 +84,44 @@ def open_image(path: Path, expected_size: tuple[int, int] | None = None) -> Imag
         return rgb.transpose(_TRANSPOSE[orientation]) if rotates else rgb
 
 
+def read_numbers(path: Path) -> NDArray[np.uint16]:
+    """Decode a 16-bit grey image whose pixels are numbers of objects, not light.
+
+    Returns:
+        The pixels as they are stored, (H, W).
+
+    Raises:
+        DataError: as `read_header`; or the file is cut off or damaged, or has other pixels.
+    """
+    with _opened(path) as image:
+        if not image.mode.startswith("I"):
+            raise DataError(
+                f"16-bit grey pixels are expected, these are of mode {image.mode}", where=str(path), code="F03"
+            )
+        image.load()
+        numbers = np.asarray(image)
+        if numbers.dtype.itemsize > 2 and (numbers.min() < 0 or numbers.max() > 0xFFFF):
+            raise DataError("the pixels do not fit into 16 bits", where=str(path), code="F03")
+        return numbers.astype(np.uint16)
+
+
+def open_small_grey(path: Path, least_side: int, expected_size: tuple[int, int] | None = None) -> Image.Image:
+    """Decode an image to 8-bit grey, reduced as far as its format does that cheaply (JPEG: by up to eight).
+
+    Args:
+        path: the image file.
+        least_side: no side is reduced to fewer pixels than this.
+        expected_size: see `open_image`; so are the errors.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        rotates = _rotates(path, image.size, orientation, expected_size)
+        image.draft("L", (least_side, least_side))
+        image.load()
+        grey = (image if image.mode in ("L", "RGB") else to_rgb(image, str(path))).convert("L")
+        return grey.transpose(_TRANSPOSE[orientation]) if rotates else grey
+
+
 def check_image(path: Path, expected_size: tuple[int, int]) -> None:
     """Check that an image can be read and has the size that its annotation file states.
 
@@ -93,6 +132,7 @@ def check_image(path: Path, expected_size: tuple[int, int]) -> None:
         DataError: as `open_image`.
     """
     with _opened(path) as image:
+        _require_rgb_form(image, str(path))
         _rotates(path, image.size, _orientation(image), expected_size)
         if not _has_proper_end(path, image.format):
             image.load()
@@ -181,14 +221,18 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
     Raises:
         DataError: its pixels are floating-point numbers.
     """
-    if image.mode == "F":
-        raise DataError(
-            "floating-point pixels", where=where, hint="save the image with 8 or 16 bits a channel", code="F23"
-        )
+    _require_rgb_form(image, where)
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+def _require_rgb_form(image: Image.Image, where: str) -> None:
+    if image.mode == "F":
+        raise DataError(
+            "floating-point pixels", where=where, hint="save the image with 8 or 16 bits a channel", code="F23"
+        )
 
 
 def _has_proper_end(path: Path, image_format: str | None) -> bool:

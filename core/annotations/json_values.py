@@ -41,7 +41,7 @@ def parse_json(content: bytes, path: Path) -> Any:
     except json.JSONDecodeError as error:
         if content.lstrip().startswith(b"<"):
             raise DataError(
-                "this looks like XML, not COCO JSON",
+                "this looks like XML, not JSON",
                 where=str(path),
                 hint="convert Pascal VOC files with `dedetr prepare-data FOLDER`",
                 code="F03",
@@ -53,7 +53,7 @@ def parse_json(content: bytes, path: Path) -> Any:
             code="F01",
         ) from error
     except RecursionError as error:
-        raise DataError("not COCO JSON: nested too deeply", where=str(path), code="F01") from error
+        raise DataError("not valid JSON: nested too deeply", where=str(path), code="F01") from error
     except ValueError as error:  # text that is not UTF-8, a number of thousands of digits
         raise DataError(f"not valid JSON: {error}", where=str(path), code="F01") from error
 
@@ -62,7 +62,7 @@ def whole(value: Any, where: str, least: int | None = None, *, code: str = "F02"
     """Return a whole number of 64 bits; with `least`, a size, which may be written as 640.0; `code` of its fault."""
     number = int(value) if type(value) is float and value.is_integer() else value
     if value is None:
-        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where, code=code)
+        raise DataError(f'"{_key(where)}" is missing', where=where, code=code)
     if type(number) is not int or (type(value) is float and least is None):
         raise DataError(f"must be a whole number, is {shown(value)}", where=where, code=code)
     if abs(number) > MAX_ID or (least is not None and number < least):
@@ -75,7 +75,7 @@ def whole(value: Any, where: str, least: int | None = None, *, code: str = "F02"
 def text(value: Any, where: str, *, code: str = "F02") -> str:
     """Return text that is not empty; `code` is of its faults."""
     if value is None:
-        raise DataError(f'"{where.rpartition(".")[2]}" is missing', where=where, code=code)
+        raise DataError(f'"{_key(where)}" is missing', where=where, code=code)
     if not isinstance(value, str):
         raise DataError(f"must be text, is {kind(value)}", where=where, code=code)
     if not value.strip():
@@ -83,6 +83,10 @@ def text(value: Any, where: str, *, code: str = "F02") -> str:
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise DataError("is not valid Unicode", where=where, code=code)
     return value
+
+
+def _key(where: str) -> str:
+    return where.rpartition(": ")[2].rpartition(".")[2]
 
 
 def kind(value: Any) -> str:

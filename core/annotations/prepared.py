@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core.annotations.coco import inspect_coco, read_categories, write_coco
 from core.annotations.coco_document import read_document
 from core.annotations.content import SplitContent
+from core.annotations.faults import FaultLog
 from core.annotations.findings import Findings
 from core.annotations.layouts import find_layout
 from core.annotations.records import AnnotationSet, Category, PreparedDataset, Split
@@ -84,6 +85,15 @@ def open_dataset(root: Path) -> PreparedDataset:
         f"no data set at {root}: neither a dataset.yaml nor the layout of COCO or Cityscapes",
         hint=f"run `dedetr prepare-data {root} --out data` and use that folder",
     )
+
+
+def is_prepared(path: Path) -> bool:
+    """Tell whether a folder has a dataset.yaml that looks like ours: other tools have files of this name, too."""
+    try:
+        with (path / FILE_NAME).open("rb") as stream:
+            return b"format_version:" in stream.read(1 << 16)
+    except OSError:
+        return False
 
 
 def read_dataset_file(root: Path) -> DatasetFile:
@@ -169,16 +179,22 @@ def get_split(dataset: PreparedDataset, name: str) -> Split:
 
 
 def read_split(
-    dataset: PreparedDataset, name: str, annotation_file: Path | None = None
+    dataset: PreparedDataset, name: str, annotation_file: Path | None = None, *, log: FaultLog | None = None
 ) -> tuple[AnnotationSet, Findings]:
     """Read and check the annotations of a split, or of a subset file of it.
+
+    Args:
+        dataset: the data set.
+        name: of the split.
+        annotation_file: of a subset; None: the split's own.
+        log: is told of images and annotations that cannot be used; by default the first one is raised.
 
     Raises:
         DataError: there is no such split, its file has a fault, or other classes than the data set.
     """
     split = get_split(dataset, name)
     file = annotation_file or split.annotation_file
-    annotations, findings = inspect_coco(file, split.image_root)
+    annotations, findings = inspect_coco(file, split.image_root, None, log)
     require_same_classes(dataset.classes, annotations.categories, str(dataset.root), str(file))
     return annotations, findings
 

@@ -47,6 +47,18 @@ def require_replaceable(out: Path, source: Path | None) -> None:
         raise UsageError(f"the folder also holds {', '.join(foreign[:NUM_EXAMPLES])}", where=str(out), hint=hint)
 
 
+def require_new_folder(out: Path, source: Path | None) -> None:
+    """Check that a folder is missing or empty, and may be made.
+
+    Raises:
+        UsageError: it is not empty, or lies around the source.
+        MachineError: it is a file.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError("the folder is not empty", where=str(out), hint="name another folder with --out")
+    require_replaceable(out, source)
+
+
 def replaced_notes(out: Path) -> list[str]:
     """Return a line for the user where subset files go with an earlier data set."""
     num_subsets = len(list((out / "annotations").glob("*.manifest.json")))

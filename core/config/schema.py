@@ -138,7 +138,7 @@ class DataConfig(Section):
 
     root: str = "data"
     subset: Annotated[str | None, BeforeValidator(_as_text)] = None
-    """A rate whose subset `dedetr subsample` made, or a subset file; null: the whole train split."""
+    """A subset that `dedetr subsample` made: a rate, 10shot, 100images, fold1of5, or a file; null: the train split."""
     short_side: PositiveInt = 800
     """Short side at evaluation in pixels; the sizes of training scale along."""
     max_long_side: PositiveInt = 1333
@@ -153,6 +153,8 @@ class DataConfig(Section):
     augment: bool = True
     """The paper's training augmentation: flip, multi-scale resize, random crop."""
     allow_more_labels_than_queries: bool = False
+    on_invalid: Literal["error", "drop"] = "error"
+    """What becomes of images and annotations that cannot be used: an error, or they are left out and counted."""
 
     @model_validator(mode="after")
     def _sides(self) -> DataConfig:

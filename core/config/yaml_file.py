@@ -23,6 +23,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_MAX_KEYS = 10_000
+
+
 @dataclass(frozen=True)
 class YamlMapping:
     """A nested mapping with text keys, and the line (from 1) of every key path."""
@@ -86,7 +89,11 @@ def parse_yaml_mapping(text: str, name: str) -> YamlMapping:
     except _YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
-        hint = "indent with spaces, not tabs" if "\\t" in str(error) else None
+        hint = "check brackets, quotes and indentation there"
+        if isinstance(error, yaml.constructor.ConstructorError):
+            hint = "remove the tag: only words, numbers and lists are read"
+        elif "\\t" in str(error):
+            hint = "indent with spaces, not tabs"
         raise UsageError(f"is not valid YAML: {_problem(error)}", where=where, hint=hint) from error
     finally:
         loader.dispose()
@@ -106,6 +113,8 @@ def _mapping(
             raise UsageError(f"the key '{key}' stands twice", where=f"{name}:{line}", hint="remove one of them")
         here = (*path, key)
         lines[here] = line
+        if len(lines) > _MAX_KEYS:  # a few lines of aliases can mean billions
+            raise UsageError(f"has more than {_MAX_KEYS} keys", where=f"{name}:{line}")
         if isinstance(value_node, yaml.MappingNode):
             result[key] = _mapping(loader, value_node, here, lines, name)
         else:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from core.annotations.layouts import CITYSCAPES_CLASSES
 from core.annotations.records import Category
 from core.config.schema import BackboneConfig, ModelConfig, Section
 from core.errors import CheckpointError
@@ -89,16 +90,13 @@ def reference_num_classes(state: Mapping[str, Tensor], family: DecoderFamily) ->
     return num_logits - 1 if family is DecoderFamily.DETR else num_logits
 
 
-_CITYSCAPES = ("person", "car", "train", "rider", "truck", "motorcycle", "bicycle", "bus")
-
-
 def reference_class_names(num_classes: int) -> dict[int, str]:
     """Return the names of a reference head's rows, as far as they are known.
 
     Cityscapes has 9 rows, id 0 unused; COCO 91, with gaps in its ids.
     """
-    if num_classes == len(_CITYSCAPES) + 1:
-        return dict(enumerate(_CITYSCAPES, start=1))
+    if num_classes == len(CITYSCAPES_CLASSES) + 1:
+        return dict(enumerate(CITYSCAPES_CLASSES, start=1))
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     if num_classes == len(coco):
         return {row: name for row, name in enumerate(coco) if name not in ("__background__", "N/A")}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from core.annotations.coco import check_coco, inspect_coco, read_coco, write_coco
 from core.annotations.coco_document import CocoDocument, parse_document, read_document
+from core.annotations.content import ReadOptions
 from core.errors import DataError
 
 from .conftest import Edit, coco_dict, write_json
@@ -223,7 +224,7 @@ def test_f06_accepted_when_told(tmp_path: Path) -> None:
     content = coco_dict()
     unlist_some(content)
     path = write_json(tmp_path / "a.json", content)
-    assert inspect_coco(path, allow_unlisted=True)[1].unlisted_annotations == 2
+    assert inspect_coco(path, options=ReadOptions(allow_unlisted=True))[1].unlisted_annotations == 2
 
 
 def test_f06_no_annotation_fits(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from PIL import Image
 from core.annotations import demo
 from core.annotations.coco import read_coco
 from core.annotations.content import ReadOptions
-from core.annotations.prepare import PrepareReport, prepare
+from core.annotations.prepare import prepare
+from core.annotations.prepare_demo import prepare_demo
+from core.annotations.prepare_report import PrepareReport
 from core.annotations.prepared import open_dataset, read_split
 from core.annotations.splits import SplitPlan
 from core.annotations.subsets import subsample
@@ -37,7 +39,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_demo(tmp_path: Path) -> None:
-    report = prepare(None, tmp_path / "data")
+    report = prepare_demo(tmp_path / "data")
     assert report.format == report.recipe == "demo"
     assert {name: images for name, (images, _) in counts(report).items()} == {"train": 6, "val": 3}
     assert open_dataset(tmp_path / "data").recipe == "demo"
@@ -46,10 +48,10 @@ def test_demo(tmp_path: Path) -> None:
 
 
 def test_demo_is_equal_twice_and_replaces_itself(tmp_path: Path) -> None:
-    prepare(None, tmp_path / "data")
+    prepare_demo(tmp_path / "data")
     first = all_bytes(tmp_path)
     subsample(open_dataset(tmp_path / "data"), 0.5)
-    report = prepare(None, tmp_path / "data")
+    report = prepare_demo(tmp_path / "data")
     assert all_bytes(tmp_path) == first
     assert any("subset files" in note and note.endswith(": 1") for note in report.notes)
 
@@ -57,7 +59,7 @@ def test_demo_is_equal_twice_and_replaces_itself(tmp_path: Path) -> None:
 def test_demo_leaves_own_pictures_alone(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "mine.jpg").write_text("mine")
-    report = prepare(None, tmp_path / "data")
+    report = prepare_demo(tmp_path / "data")
     assert all_bytes(tmp_path / "images") == {"mine.jpg": b"mine"}
     assert report.unlabelled is None
     assert any("left alone" in note for note in report.notes)
@@ -266,9 +268,6 @@ def test_f71_out_is_a_file(tmp_path: Path, coco_layout: Path) -> None:
         ({"format": "demo"}, "--format"),
         ({"plan": SplitPlan(0.5)}, "--val"),
         ({"options": ReadOptions(one_based=True)}, "--one-based"),
-        ({"source": None, "format": "coco"}, "--format"),
-        ({"source": None, "plan": SplitPlan(0.5)}, "--val"),
-        ({"source": None, "copy_images": True}, "--copy-images"),
         ({"out": "."}, "--out"),
         ({"out": "coco"}, "--out"),
     ],

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.annotations.prepared import open_dataset, read_split
-from core.annotations.records import PreparedDataset
-from core.annotations.subsets import _choose, _percent, describe_subset, find_subset, read_manifest, subsample
+from core.annotations.records import AnnotationSet, ImageRecord, PreparedDataset
+from core.annotations.subsets import Selection, describe_subset, find_subset, read_manifest, select, subsample
+from core.annotations.subsets.selection import percent
 from core.errors import DataError, MachineError, UsageError
 from core.files import sha256_of
 
@@ -31,39 +32,51 @@ def content(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
+def choose(image_ids: list[int], rate: float, seed: int) -> set[int]:
+    images = tuple(ImageRecord(ident, f"{ident}.png", 9, 9) for ident in image_ids)
+    chosen, _ = select(Selection(rate=rate, seed=seed), AnnotationSet(images, (), ()))
+    assert len(set(chosen)) == len(chosen)
+    return set(chosen)
+
+
 @given(
     image_ids=st.lists(st.integers(), min_size=1, max_size=50, unique=True),
     rates=st.tuples(st.floats(1e-9, 1), st.floats(1e-9, 1)),
     seed=st.integers(0, 3),
 )
 def test_nested(image_ids: list[int], rates: tuple[float, float], seed: int) -> None:
-    small, large = (_choose(image_ids, rate, seed) for rate in sorted(rates))
+    small, large = (choose(image_ids, rate, seed) for rate in sorted(rates))
     assert small <= large <= set(image_ids)
     assert len(small) >= 1
-    assert _choose(image_ids[::-1], min(rates), seed) == small
+    assert choose(image_ids[::-1], min(rates), seed) == small
 
 
 @pytest.mark.parametrize(("rate", "num_images"), [(0.01, 1182), (0.02, 2365), (0.05, 5914), (0.1, 11828), (1, 118287)])
 def test_sizes_of_the_paper(rate: float, num_images: int) -> None:
-    assert len(_choose(list(range(118287)), rate, 0)) == num_images
+    assert len(choose(list(range(118287)), rate, 0)) == num_images
 
 
 def test_decimal_rates_are_exact() -> None:
-    assert [len(_choose(list(range(100)), percent / 100, 0)) for percent in range(1, 101)] == list(range(1, 101))
+    assert [len(choose(list(range(100)), percent / 100, 0)) for percent in range(1, 101)] == list(range(1, 101))
+
+
+def test_the_published_choice_stays_what_it_is() -> None:
+    assert choose(list(range(0, 100, 5)), 0.25, 0) == {0, 50, 70, 80, 90}
+    assert choose(list(range(0, 100, 5)), 0.25, 7) == {35, 55, 75, 85, 90}
 
 
 @given(st.floats(0, 1, exclude_min=True))
 def test_every_rate_has_its_own_name(rate: float) -> None:
-    assert float(_percent(rate)) == pytest.approx(rate * 100)
-    assert _percent(rate) != _percent(rate / 3)
+    assert float(percent(rate)) == pytest.approx(rate * 100)
+    assert percent(rate) != percent(rate / 3)
 
 
 @pytest.mark.parametrize(
     ("rate", "name"),
     [(0.05, "5"), (0.1, "10"), (1.0, "100"), (1, "100"), (0.125, "12.5"), (1e-7, "0.00001"), (0.005, "0.5")],
 )
-def test_percent(rate: float, name: str) -> None:
-    assert _percent(rate) == name
+def testpercent(rate: float, name: str) -> None:
+    assert percent(rate) == name
 
 
 def test_subset_file(dataset: PreparedDataset) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,18 @@ def test_f31_file_name_that_leads_out(tmp_path: Path) -> None:
     (root / "JPEGImages" / "a1.jpg").unlink()
     put_xml(root, voc_xml("../../secret.jpg", []))
     with pytest.raises(DataError, match=r"a1.xml: filename.*escapes image root"):
+        read_voc(root)
+
+
+def test_file_name_that_is_no_unicode(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "voc")
+    name = os.fsdecode(b"gr\xf6\xdfe")
+    try:
+        (root / "JPEGImages" / "a1.jpg").rename(root / "JPEGImages" / f"{name}.jpg")
+        (root / "Annotations" / "a1.xml").rename(root / "Annotations" / f"{name}.xml")
+    except OSError:
+        pytest.skip("this file system has Unicode names only")
+    with pytest.raises(DataError, match="not valid Unicode"):
         read_voc(root)
 
 

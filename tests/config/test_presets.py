@@ -86,7 +86,8 @@ COMMON: dict[str, Any] = {
 }
 # What says nothing about the experiment: where it runs, and how often it writes.
 NOT_PUBLISHED = {
-    "model.roi_backend", "model.attention", "data.root", "data.num_workers", "data.cache", "schedule.final_lr_factor",
+    "model.roi_backend", "model.attention", "data.root", "data.num_workers", "data.cache", "data.on_invalid",
+    "schedule.final_lr_factor",
     "run.device", "run.eval_every", "run.checkpoint_every", "run.keep_checkpoints", "run.log_every", "run.compile",
     "run.loggers", "run.num_logged_images", "run.evaluator",
 }  # fmt: skip

@@ -11,7 +11,7 @@ from core.annotations.images import check_image
 from core.annotations.records import AnnotationSet, ImageRecord
 from core.annotations.splits import select_images
 from core.errors import DataError
-from core.files import join_within
+from core.files import NamesWithin
 
 Check = Callable[[Path, tuple[int, int]], None]
 """Checks an image file of a stated width and height, or raises a DataError; see `check_image`."""
@@ -41,10 +41,11 @@ def check_images(
     """
     if not annotations.images:
         raise DataError(f"the {split} split has no images", where=str(image_root), code="F29")
+    names = NamesWithin(image_root)
     faults = {
         image.file_name: fault
         for image in annotations.images
-        if (fault := _fault_of(image_root, image, check)) is not None
+        if (fault := _fault_of(image_root, names, image, check)) is not None
     }
     if not faults:
         return annotations
@@ -52,6 +53,8 @@ def check_images(
     if log.drops or len(faults) == 1:
         for fault in faults.values():
             log.invalid(fault)
+        if len(faults) == len(annotations.images):
+            raise DataError(f"no image of the {split} split can be used", where=str(image_root), code="F29")
         return select_images(annotations, {image.file_name for image in annotations.images} - faults.keys())
     raise _all_faults(split, list(faults.values()), len(annotations.images), image_root)
 
@@ -69,9 +72,10 @@ def _all_faults(split: str, faults: Collection[DataError], num_images: int, imag
     )
 
 
-def _fault_of(image_root: Path, image: ImageRecord, check: Check) -> DataError | None:
+def _fault_of(image_root: Path, names: NamesWithin, image: ImageRecord, check: Check) -> DataError | None:
     try:
-        check(join_within(image_root, image.file_name), (image.width, image.height))
+        names.require(image.file_name)
+        check(image_root / image.file_name, (image.width, image.height))
     except DataError as error:
         return error
     return None

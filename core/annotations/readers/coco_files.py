@@ -8,7 +8,7 @@ from pathlib import Path
 from core.annotations.coco import inspect_coco
 from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
-from core.annotations.layouts import find_layout
+from core.annotations.layouts import cityscapes_splits, coco_splits, require_images
 from core.errors import DataError
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -28,7 +28,7 @@ def read_coco_files(path: Path, options: ReadOptions | None = None, log: FaultLo
 
     Args:
         path: the file or folder.
-        options: see `ReadOptions.allow_unlisted`.
+        options: the format of boxes, and what may be left out.
         log: is told of images and annotations that cannot be used; by default the first one is raised.
 
     Raises:
@@ -37,28 +37,29 @@ def read_coco_files(path: Path, options: ReadOptions | None = None, log: FaultLo
     files = _files(path)
     if not files:
         raise DataError("no COCO file found", where=str(path), code="F03")
+    require_images(coco_splits(path))
     return Source(path, "coco", _read(files, options or ReadOptions(), log or FaultLog()))
 
 
 def is_cityscapes_in_coco_form(path: Path) -> bool:
     """Tell whether a folder is Cityscapes with boxes in COCO form, as the DE-DETR reference has it."""
-    layout = find_layout(path) if path.is_dir() else None
-    return layout is not None and layout[0] == "cityscapes"
+    return bool(cityscapes_splits(path))
 
 
 def read_cityscapes_in_coco_form(path: Path, options: ReadOptions | None = None, log: FaultLog | None = None) -> Source:
     """Read `leftImg8bit` with `CocoFormatAnnos` in or beside it; arguments and errors as in `read_coco_files`."""
-    layout = find_layout(path)
-    if layout is None or layout[0] != "cityscapes":
+    splits = cityscapes_splits(path)
+    if not splits:
         raise DataError("no Cityscapes with boxes in COCO form", where=str(path), code="F03")
-    files = {name: (split.annotation_file, split.image_root) for name, split in layout[1].items()}
+    require_images(splits)
+    files = {name: (split.annotation_file, split.image_root) for name, split in splits.items()}
     return Source(path, "cityscapes", _read(files, options or ReadOptions(), log or FaultLog()))
 
 
 def _read(files: Mapping[str, tuple[Path, Path]], options: ReadOptions, log: FaultLog) -> dict[str, SplitContent]:
     splits: dict[str, SplitContent] = {}
     for split, (file, image_root) in files.items():
-        annotations, findings = inspect_coco(file, image_root, allow_unlisted=options.allow_unlisted, log=log)
+        annotations, findings = inspect_coco(file, image_root, options, log)
         splits[split] = SplitContent(annotations, image_root, findings)
     return splits
 
@@ -68,9 +69,9 @@ def _files(path: Path) -> dict[str, tuple[Path, Path]]:
     if path.is_file():
         folder = path.parent
         return {"train": (path, folder / "images" if (folder / "images").is_dir() else folder)}
-    layout = find_layout(path)
-    if layout is not None and layout[0] == "coco":
-        return {name: (split.annotation_file, split.image_root) for name, split in layout[1].items()}
+    layout = coco_splits(path)
+    if layout:
+        return {name: (split.annotation_file, split.image_root) for name, split in layout.items()}
     found: dict[str, tuple[Path, Path]] = {}
     for split, names in SPLIT_NAMES.items():
         for name in names:

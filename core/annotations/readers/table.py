@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from core.annotations.archives import content_folders, unpack_beside
 from core.annotations.content import ReadOptions, Source
 from core.annotations.faults import FaultLog
+from core.annotations.prepared import is_prepared
+from core.annotations.readers.cityscapes import is_cityscapes, read_cityscapes
 from core.annotations.readers.coco_files import (
     is_cityscapes_in_coco_form,
     is_coco,
     read_cityscapes_in_coco_form,
     read_coco_files,
 )
+from core.annotations.readers.csv_table import is_csv, read_csv
+from core.annotations.readers.per_split import is_per_split, read_per_split
+from core.annotations.readers.prepared_folder import read_prepared
 from core.annotations.readers.voc import is_voc, read_voc
+from core.annotations.readers.yolo import is_yolo, read_yolo
 from core.errors import DataError, UsageError, nearest
 
 
@@ -37,14 +45,16 @@ class Format:
     counts_from_one: bool = False
 
 
-FORMATS = (
+_OF_ONE_FOLDER = (
     Format(
         "cityscapes",
         "Cityscapes (leftImg8bit/, CocoFormatAnnos/)",
         is_cityscapes_in_coco_form,
         read_cityscapes_in_coco_form,
     ),
+    Format("cityscapes", "Cityscapes (leftImg8bit/, gtFine/, or their zips)", is_cityscapes, read_cityscapes),
     Format("voc", "Pascal VOC (Annotations/*.xml, JPEGImages/)", is_voc, read_voc, counts_from_one=True),
+    Format("yolo", "YOLO (data.yaml; train.txt; images/, labels/)", is_yolo, read_yolo),
     Format(
         "coco",
         "COCO (annotations/instances_train2017.json, train2017/; annotations/train.json, images/; "
@@ -52,6 +62,25 @@ FORMATS = (
         is_coco,
         read_coco_files,
     ),
+    Format(
+        "csv",
+        "CSV (train.csv with filename, class, xmin, ymin, xmax, ymax; annotations.csv)",
+        is_csv,
+        read_csv,
+        counts_from_one=True,
+    ),
+)
+
+FORMATS = (
+    Format("prepared", "what prepare-data has made (dataset.yaml)", is_prepared, read_prepared),
+    Format(
+        "per-split",
+        "a folder for each split (train/, valid/, test/) in any of the others, as Roboflow exports",
+        partial(is_per_split, formats=_OF_ONE_FOLDER),
+        partial(read_per_split, formats=_OF_ONE_FOLDER),
+        counts_from_one=True,
+    ),
+    *_OF_ONE_FOLDER,
 )
 """In the order in which they are tried."""
 
@@ -61,13 +90,39 @@ def format_names() -> list[str]:
     return list(dict.fromkeys(row.name for row in FORMATS))
 
 
+def _recognise(path: Path, format_name: str | None, options: ReadOptions) -> tuple[Path, Format]:
+    """Return the format of a source, and the folder that is of it: in that of an archive it may lie deeper."""
+    rows = [row for row in FORMATS if format_name in (None, row.name)]
+    rows += [row for row in FORMATS if row.name == "per-split" and row not in rows]
+    for candidate in _candidates(path, options):
+        row = next((row for row in rows if row.recognises(candidate)), None)
+        if row is not None:
+            return candidate, row
+    known = "; ".join(row.looks_like for row in rows)
+    message = (
+        f"found nothing in the format {format_name}"
+        if format_name
+        else "the format of the annotations is not recognised"
+    )
+    raise DataError(message, where=str(path), hint=f"readable: {known}", code="F03")
+
+
+def _candidates(path: Path, options: ReadOptions) -> Iterator[Path]:
+    if not (path.is_file() and path.suffix.lower() == ".zip"):
+        yield path
+        return
+    if not options.unpack:
+        raise UsageError("an archive has to be unpacked first", where=str(path), hint="unpack it, and name its folder")
+    yield from content_folders(unpack_beside(path))
+
+
 def read_source(
     path: Path, format_name: str | None = None, options: ReadOptions | None = None, log: FaultLog | None = None
 ) -> Source:
     """Read a source, recognising its format unless one is given.
 
     Args:
-        path: a folder or file.
+        path: a folder or file; a ZIP archive is unpacked to a folder of its name beside it.
         format_name: one of `format_names`, or None.
         options: what the source does not say itself.
         log: is told of entries that cannot be used; by default the first one is raised.
@@ -83,16 +138,7 @@ def read_source(
         )
     if not path.exists():
         raise DataError("no such folder or file", where=str(path), code="F19")
-    rows = [row for row in FORMATS if format_name in (None, row.name)]
-    row = next((row for row in rows if row.recognises(path)), None)
-    if row is None:
-        known = "; ".join(row.looks_like for row in rows)
-        message = (
-            f"found nothing in the format {format_name}"
-            if format_name
-            else "the format of the annotations is not recognised"
-        )
-        raise DataError(message, where=str(path), hint=f"readable: {known}", code="F03")
+    path, row = _recognise(path, format_name, options)
     if options.one_based and not row.counts_from_one:
         names = ", ".join(row.name for row in FORMATS if row.counts_from_one)
         raise UsageError(f"only {names} boxes may count from 1, this source is {row.name}", where="--one-based")

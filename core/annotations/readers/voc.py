@@ -14,6 +14,7 @@ from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
 from core.annotations.findings import count_findings, refuse
 from core.annotations.images import SUFFIXES, upright_size
+from core.annotations.json_values import text
 from core.annotations.records import Annotation, AnnotationSet, Category, ImageRecord
 from core.errors import DataError
 from core.files import join_within
@@ -148,6 +149,7 @@ def _read_picture(xml: Path, image_names: list[str], image_root: Path, one_based
         file_name = stated_name or f"{xml.stem}.jpg"
     else:
         file_name = stated_name if stated_name in image_names else image_names[0]
+    text(file_name, f"{xml}: filename")  # a name that is no Unicode cannot be written to a file
     try:
         path = join_within(image_root, file_name)
     except DataError as error:
