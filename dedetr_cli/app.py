@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from core.errors import DedetrError, Interrupted, ProcessLost, UsageError
 from dedetr_cli import __version__
+from dedetr_cli.commands import doctor, predict, prepare_data, subsample, train, visualize
 from dedetr_cli.commands import eval as eval_command
-from dedetr_cli.commands import predict, prepare_data, subsample, train, visualize
 from dedetr_cli.options import debug_wanted
 from dedetr_cli.output import print_error, print_json_error, silence
+from dedetr_cli.uncaught import EXIT_CTRL_C, ctrl_c, explain
 
-EXIT_BUG = 1
 EXIT_USAGE = 2
-EXIT_CTRL_C = 130
 
 # Older releases of Typer raise click's exceptions, newer ones those of a copy of their own: a public class of
 # either has the right base.
@@ -41,6 +46,7 @@ app.command("train")(train.train)
 app.command("eval")(eval_command.evaluate)
 app.command("predict")(predict.predict)
 app.command("visualize")(visualize.visualize)
+app.command("doctor")(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -70,7 +76,39 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show is no reason to fail
-    sys.exit(_run())
+    # While the interpreter takes itself apart, Python's own handler has odd things to say of Ctrl-C.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with _ctrl_c_while_loading():
+        code = _run()
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _ctrl_c_while_loading() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while modules are loaded: C++ code in them may abort on an exception."""
+    is_python_s_own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_python_s_own or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _on_ctrl_c)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _on_ctrl_c(_number: int, frame: FrameType | None) -> None:
+    while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    try:
+        _tell(ctrl_c())
+    except Exception:  # noqa: BLE001 (our own modules may be those that are half loaded)
+        print_error("stopped by Ctrl-C", None)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(EXIT_CTRL_C)
 
 
 def _run() -> int:
@@ -78,7 +116,7 @@ def _run() -> int:
         code = app(prog_name="dedetr", standalone_mode=False)
         sys.stdout.flush()
         if code == EXIT_CTRL_C:
-            _tell(Interrupted("stopped by Ctrl-C", exit_code=EXIT_CTRL_C))
+            _tell(ctrl_c())
         return code if isinstance(code, int) else 0
     except DedetrError as error:
         if debug_wanted():
@@ -94,21 +132,22 @@ def _run() -> int:
         _tell(UsageError(text, where=_flag_of(error), hint=_help_hint(error)), text)
         return EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
-        _tell(Interrupted("stopped by Ctrl-C", exit_code=EXIT_CTRL_C))
+        _tell(ctrl_c())
         return EXIT_CTRL_C
     except BrokenPipeError:
         silence(sys.stdout)  # the reader of our output went away (`| head`)
         return 0
-    except Exception as error:  # noqa: BLE001 (the last edge: what arrives here is a bug of ours)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        silence(sys.stdout)  # likewise: Typer makes an exit code of its own of it
+        return 0
+    except Exception as error:  # noqa: BLE001 (the last edge)
         if debug_wanted():
             traceback.print_exc()
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        bug = DedetrError(
-            f"this is a bug in dedetr: {type(error).__name__}: {error} ({place.filename}:{place.lineno})",
-            hint="please report it, with what the same command prints with --debug",
-        )
-        _tell(bug)
-        return EXIT_BUG
+        explained = explain(error)
+        _tell(explained)
+        return explained.exit_code
 
 
 def _tell(error: DedetrError, text: str | None = None) -> None:
@@ -118,17 +157,24 @@ def _tell(error: DedetrError, text: str | None = None) -> None:
         error: with --json also printed on stdout.
         text: what is said of it in place of its own text.
     """
-    from core import api
-
-    api.report_error(error)
-    if api.was_launched() and not isinstance(error, Interrupted):
-        return
-    # Of an error in one of torchrun's processes the others have nothing to tell.
-    if not isinstance(error, (Interrupted, ProcessLost)) or api.is_main_process():
-        print_error(text or str(error), error.hint)
+    speaks, tells_json = True, True
+    try:
+        from core import api
+    except Exception:  # noqa: BLE001, S110 (what keeps it from being loaded is what is told)
+        pass
+    else:
+        error.hint = error.hint or api.hint_for(error.code)
+        api.report_error(error)
+        if api.was_launched() and not isinstance(error, Interrupted):
+            return
+        # Of an error in one of torchrun's processes the others have nothing to tell.
+        tells_json = api.is_main_process()
+        speaks = tells_json or not isinstance(error, (Interrupted, ProcessLost))
+    if speaks:
+        print_error(text or str(error), error.hint, error.code)
     # The command line may be what is wrong with the command line, so its words are looked at as they are.
     words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    if "--json" in words and api.is_main_process():
+    if "--json" in words and tells_json:
         print_json_error(next((word for word in words if not word.startswith("-")), None), error)
 
 

@@ -55,10 +55,11 @@ def print_line(text: str) -> None:
     stdout().print(Text(one_line(text)))
 
 
-def print_error(message: str, hint: str | None) -> None:
-    """Print `error: ...` and perhaps `hint: ...`, a line each, literally (no markup, no control characters)."""
+def print_error(message: str, hint: str | None, code: str | None = None) -> None:
+    """Print `error: ... [code]` and perhaps `hint: ...`, a line each, literally (no markup, no control characters)."""
     console = stderr()
-    console.print(Text.assemble(("error: ", "bold red"), one_line(message)))
+    shown_code = f" [{code}]" if code else ""
+    console.print(Text.assemble(("error: ", "bold red"), one_line(message), (shown_code, "dim")))
     if hint:
         console.print(Text.assemble(("hint: ", "bold"), one_line(hint)))
 
@@ -82,6 +83,7 @@ def print_json(command: str | None, result: Mapping[str, Any], error: DedetrErro
             "where": error.where,
             "hint": error.hint,
             "exit_code": error.exit_code,
+            "code": error.code,
         }
     text = json.dumps(document, default=_to_json, indent=2, allow_nan=False)
     _state["json_printed"] = True

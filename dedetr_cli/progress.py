@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     ProgressColumn,
     Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -47,6 +49,19 @@ def make_counter(verb: str) -> Iterator[Counter]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(verb)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def make_byte_counter() -> Iterator[Callable[[int, int | None], None]]:
+    """Give a counter of fetched bytes that shows a bar on a terminal, once there are any, and nothing elsewhere."""
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("fetched"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("fetched", total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
 @contextmanager

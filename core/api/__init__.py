@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from core.api.choices import model_names, preset_names
+from core.api.checking import CheckOutcome, check_data
+from core.api.choices import (
+    class_names,
+    export_format_names,
+    format_names,
+    hint_for,
+    model_names,
+    preset_names,
+    subset_names,
+)
 from core.api.configuration import resolve_train_config, resume_config
-from core.api.data import prepare_data, subsample
+from core.api.data import prepare_data, subsample, subsample_folds
 from core.api.detector import Prediction, TrainedDetector, load_detector
+from core.api.doctor import Check, Diagnosis, diagnose
 from core.api.dry_run import TrainingPlan, plan_training
 from core.api.evaluation import EvaluationOutcome, evaluate
 from core.api.launching import launch, report_error, was_launched
@@ -23,31 +33,51 @@ from core.config.layers import ResolvedConfig, Setting
 from core.torchrun import is_main_process, started_by_torchrun
 
 if TYPE_CHECKING:
+    from core.annotations.box_formats import BoxFormat
+    from core.annotations.checks.report import CheckReport
+    from core.annotations.checks.statistics import SplitStatistics
+    from core.annotations.prepare_report import PrepareReport
+    from core.annotations.subsets import FoldsReport, SubsetReport
     from core.evaluation.coco import ClassResult, EvaluationResult
     from core.models.weight_files import LoadReport
     from core.trainer.reporter import CheckpointSaved, Evaluated, PredictionsDrawn, Reporter, RunStarted, StepDone
 
 __all__ = [
+    "BoxFormat",
+    "Check",
+    "CheckOutcome",
+    "CheckReport",
     "CheckpointSaved",
     "ClassResult",
+    "Diagnosis",
     "Evaluated",
     "EvaluationOutcome",
     "EvaluationResult",
+    "FoldsReport",
     "LoadReport",
     "Prediction",
     "PredictionOutcome",
     "PredictionsDrawn",
+    "PrepareReport",
     "Reporter",
     "ResolvedConfig",
     "RunStarted",
     "Setting",
+    "SplitStatistics",
     "StepDone",
+    "SubsetReport",
     "TrainedDetector",
     "TrainingPlan",
     "VisualizationOutcome",
+    "check_data",
     "check_parts",
     "check_run_folder",
+    "class_names",
+    "diagnose",
     "evaluate",
+    "export_format_names",
+    "format_names",
+    "hint_for",
     "is_main_process",
     "launch",
     "load_detector",
@@ -61,6 +91,8 @@ __all__ = [
     "resume_config",
     "started_by_torchrun",
     "subsample",
+    "subsample_folds",
+    "subset_names",
     "train",
     "visualize",
     "was_launched",

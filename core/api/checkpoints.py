@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.annotations.checks.images import check_images
-from core.annotations.prepared import open_dataset, read_split, require_same_classes
+from core.annotations.checks.split import read_checked_split
+from core.annotations.prepared import open_dataset, require_same_classes
 from core.annotations.records import AnnotationSet, Category, PreparedDataset
 from core.api.common import LATEST, Say
 from core.config.layers import assignments_layer, resolve_over
@@ -81,11 +81,10 @@ def open_split(
     if data is None and loaded.data_root is None:
         raise UsageError("the checkpoint does not say what it was trained on", where="--data", hint="name the data set")
     dataset = open_dataset(data or Path(str(loaded.data_root)))
-    annotations, findings = read_split(dataset, split)
-    for note in findings.notes():
-        on_note(f"{split}: {note}")
-    if check_files:
-        check_images(split, annotations, dataset.splits[split].image_root)
+    drop_invalid = loaded.assembly.config.data.on_invalid == "drop"
+    annotations = read_checked_split(
+        dataset, split, drop_invalid=drop_invalid, check_files=check_files, on_note=on_note
+    )
     classes = loaded.assembly.classes
     if loaded.is_reference:
         # Its head has a row for every id up to the largest; without names there is nothing more to compare.

@@ -113,7 +113,7 @@ def _first_error(failures: Mapping[int, ProcessFailure]) -> int:
     if failure.exitcode in (130, 143):
         return failure.exitcode
     if "exit_code" in report:
-        error = DedetrError(report["text"], where=report["where"], hint=report["hint"])
+        error = DedetrError(report["text"], where=report["where"], hint=report["hint"], code=report["code"])
         error.exit_code = report["exit_code"]
         raise error
     how = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
@@ -145,6 +145,7 @@ def report_error(error: DedetrError) -> None:
         "where": error.where,
         "hint": error.hint,
         "exit_code": error.exit_code,
+        "code": error.code,
         "is_consequence": isinstance(error, ProcessLost),
     }
     # Where it cannot be written the agent still sees the exit code.

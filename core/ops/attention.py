@@ -71,7 +71,8 @@ class _DroppedAttention(torch.autograd.Function):
                 torch.bmm(weights.to(value.dtype), flat_value[rows], out=attended[rows])
         attended.mul_(ctx.scale)
         ctx.save_for_backward(flat_query, flat_key, flat_value, bias, kept, attended)
-        return attended.view(num_images, num_heads, *attended.shape[1:])
+        by_head: Tensor = attended.view(num_images, num_heads, *attended.shape[1:])
+        return by_head
 
     @staticmethod
     @once_differentiable

@@ -8,7 +8,6 @@ numbers, texts, lists and dictionaries alone, and are read without executing any
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from core.errors import CheckpointError, MachineError
-from core.files import fsync_folder, machine_errors, sha256_of
+from core.files import FULL_DISK, fsync_folder, machine_errors, sha256_of
 from core.models.weight_files import read_weight_file
 from core.models.weights import FORMAT, FORMAT_VERSION, LoadedWeights, read_weights
 from core.trainer.pointers import point_to, pointed_to
@@ -264,7 +263,7 @@ def _save_error(path: Path, content: Any, error: Exception) -> MachineError:
     reason = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(error).splitlines()[0]
     free = shutil.disk_usage(path.parent).free
     size = f"{_num_bytes(content)} bytes needed, {free} free"
-    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = isinstance(cause, OSError) and cause.errno in FULL_DISK
     return MachineError(
         f"cannot save the checkpoint: {reason} ({size})",
         where=str(path.parent),

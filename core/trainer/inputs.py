@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.annotations.checks.images import check_images
-from core.annotations.prepared import open_dataset, read_split
+from core.annotations.checks.split import read_checked_split
+from core.annotations.prepared import open_dataset
 from core.annotations.records import AnnotationSet, Category, PreparedDataset
 from core.annotations.subsets import describe_subset, find_subset
 from core.assembly import Assembly
@@ -57,9 +57,10 @@ def read_training_inputs(config: Config, say: Say, *, check_files: bool = True) 
     """
     dataset = open_dataset(Path(config.data.root))
     subset_file = find_subset(dataset, config.data.subset) if config.data.subset is not None else None
-    train, findings = read_split(dataset, "train", subset_file)
-    for note in findings.notes():
-        say(f"train: {note}")
+    drop_invalid = config.data.on_invalid == "drop"
+    train = read_checked_split(
+        dataset, "train", subset_file, drop_invalid=drop_invalid, check_files=check_files, on_note=say
+    )
     which = describe_subset(subset_file) if subset_file else f"all {len(train.images)} images of the train split"
     say(f"training on {dataset.name}: {which}")
     if all(annotation.is_crowd for annotation in train.annotations):
@@ -67,21 +68,16 @@ def read_training_inputs(config: Config, say: Say, *, check_files: bool = True) 
             "the training images hold no box to learn from",
             where=str(dataset.splits["train"].annotation_file),
             hint="label some objects, or choose another subset",
+            code="F13",
         )
     files = {"train": subset_file or dataset.splits["train"].annotation_file}
     val: AnnotationSet | None = None
     if "val" in dataset.splits:
-        val, findings = read_split(dataset, "val")
-        for note in findings.notes():
-            say(f"val: {note}")
+        val = read_checked_split(dataset, "val", drop_invalid=drop_invalid, check_files=check_files, on_note=say)
         files["val"] = dataset.splits["val"].annotation_file
     else:
         say("the data set has no val split: nothing is evaluated")
     _check_queries(train, config, say)
-    if check_files:
-        check_images("train", train, dataset.splits["train"].image_root)
-    if check_files and val is not None:
-        check_images("val", val, dataset.splits["val"].image_root)
     identity = DatasetIdentity(dataset.name, {split: sha256_of(file) for split, file in files.items()})
     return TrainingInputs(dataset, dataset.classes, train, val, identity)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dedetr_cli.completion import complete_split
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_note, stdout
 from dedetr_cli.progress import make_counter
@@ -19,7 +20,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option("--data", help="The data set. (default: the one it was trained on)")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    split: Annotated[str, typer.Option("--split", autocompletion=complete_split, help="train, val or test.")] = "val",
     set_: Set = None,
     device: Device = None,
     nproc: Annotated[

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from core.errors import DataError, UsageError
+from dedetr_cli.completion import complete_class
 from dedetr_cli.options import Checkpoint, Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_line, print_note, print_warning
 from dedetr_cli.progress import make_counter
@@ -32,7 +33,13 @@ def predict(
         float, typer.Option("--threshold", min=0.0, max=1.0, help="Leave out detections that score less.")
     ] = 0.5,
     classes: Annotated[
-        list[str] | None, typer.Option("--classes", metavar="NAME,NAME", help="Keep only objects of these classes.")
+        list[str] | None,
+        typer.Option(
+            "--classes",
+            metavar="NAME,NAME",
+            autocompletion=complete_class,
+            help="Keep only objects of these classes.",
+        ),
     ] = None,
     nms: Annotated[
         bool | None, typer.Option("--nms/--no-nms", help="Suppress overlapping detections. (default: as trained)")

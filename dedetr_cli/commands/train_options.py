@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dedetr_cli.completion import complete_model, complete_preset
+from dedetr_cli.completion import complete_model, complete_preset, complete_subset
 
 _DATA, _MODEL, _TRAINING, _LABELS, _RUN = "Data", "Model", "Training", "Label augmentation", "Run"
 
@@ -48,7 +48,11 @@ ShowConfig = Annotated[
 
 Subset = Annotated[
     str | None,
-    typer.Option(help="A rate or a file that `subsample` made (default: all training images).", rich_help_panel=_DATA),
+    typer.Option(
+        autocompletion=complete_subset,
+        help="What `subsample` made: 0.05, 10shot, 100images, fold1of5, or a file (default: all training images).",
+        rich_help_panel=_DATA,
+    ),
 ]
 ShortSide = Annotated[
     int | None, typer.Option(help="Images are scaled to this short side in pixels.", rich_help_panel=_DATA)

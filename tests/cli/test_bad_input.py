@@ -66,7 +66,7 @@ def test_a_run_folder_that_is_not_empty(demo: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_asked_for_and_absent(demo: Path) -> None:
+def test_f72_cuda_asked_for_and_absent(demo: Path) -> None:
     done = dedetr("train", "--out", "runs/cuda", *TINY, "--device", "cuda", cwd=demo)
     check(done, 5, "CUDA", "--device cpu")
     assert not (demo / "runs" / "cuda").exists()
@@ -165,7 +165,7 @@ def test_unreadable_images_are_named_and_the_rest_is_done(trained: Path, tmp_pat
     assert (tmp_path / "vis [x]" / "predictions.json").is_file()
 
 
-def test_a_reader_that_goes_away_is_no_error(trained: Path) -> None:
+def test_f79_a_reader_that_goes_away_is_no_error(trained: Path) -> None:
     command = f"{sys.executable} -m dedetr_cli eval --json | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=trained, capture_output=True, text=True, timeout=120, check=False
@@ -177,7 +177,7 @@ def test_a_reader_that_goes_away_is_no_error(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_stops(demo: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_f78_a_signal_saves_and_stops(demo: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "dedetr_cli", "train", "--out", str(tmp_path / "run"), *TINY, "--epochs", "500"]
     with subprocess.Popen(command, cwd=demo, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -193,7 +193,7 @@ def test_a_signal_saves_and_stops(demo: Path, tmp_path: Path, number: signal.Sig
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.pt").is_file()
 
 
-def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+def test_f80_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     done = dedetr("prepare-data", "--out", "dätä 数", cwd=tmp_path, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "dätä 数" / "dataset.yaml").is_file()

@@ -60,7 +60,7 @@ def test_f81_every_error_is_one_json_document_too(
     assert result.keys() == {"schema_version", "command", "error"}
     assert (result["schema_version"], result["command"]) == (1, arguments[0])
     error = result["error"]
-    assert error.keys() == {"message", "where", "hint", "exit_code"}
+    assert error.keys() == {"message", "where", "hint", "exit_code", "code"}
     assert error["exit_code"] == code
     assert error["message"]
     assert where is None or where in error["where"]

@@ -80,7 +80,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     ],
     ids=" ".join,
 )
-def test_a_bad_flag_is_named(train: Train, tmp_path: Path, flags: list[str], words: list[str]) -> None:
+def test_f76_a_bad_flag_is_named(train: Train, tmp_path: Path, flags: list[str], words: list[str]) -> None:
     code, _, said = train(*flags, cwd=tmp_path)
     assert code == 2, said
     error = next(line for line in said.splitlines() if line.startswith("error: "))
@@ -295,7 +295,7 @@ def test_a_dry_run_of_a_run_to_resume(train: Train, trained: Path) -> None:
     assert tree(trained) == before
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_the_data_is_read(train: Train, tmp_path: Path) -> None:
+def test_f71_a_folder_that_cannot_be_made_is_refused_before_the_data_is_read(train: Train, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for flags in ([], ["--nproc", "2"]):
         code, _, said = train("--preset", "none", "--out", "notes.txt/run", *flags, cwd=tmp_path)
@@ -304,7 +304,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_data_is_read(train: 
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_place_that_cannot_be_written_is_refused_before_the_data_is_read(train: Train, tmp_path: Path) -> None:
+def test_f71_a_place_that_cannot_be_written_is_refused_before_the_data_is_read(train: Train, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         for flags in ([], ["--out", "run"]):
