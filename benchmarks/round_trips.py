@@ -3,8 +3,8 @@
     python benchmarks/round_trips.py SOURCE [SOURCE ...]
 
 Each source (a folder in any format) is prepared, checked, exported to each format, and prepared again from that. Images
-are matched by their pixels, boxes of an image by their order along the edges. Prints how far edges moved at most, in pixels,
-and how many images and boxes did not come back.
+are matched by their pixels, boxes of an image by their order along the edges. Prints how far edges moved at most, in
+pixels, and how many images and boxes did not come back.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ except MachineError as error:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
-def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+def test_f70_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     """The limit on the size of files stands in for a full disk: a write in the middle of a file fails."""
     done = subprocess.run(
         [sys.executable, "-c", _FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False

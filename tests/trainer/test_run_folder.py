@@ -25,7 +25,7 @@ def fill(path: Path) -> None:
         run.describe(tiny_config(), IDENTITY, CPU, ["dedetr", "train"])
 
 
-def test_unnamed_runs_have_different_folders(tmp_path: Path) -> None:
+def test_f82_unnamed_runs_have_different_folders(tmp_path: Path) -> None:
     runs = [RunFolder.create(None, "detr", runs_root=tmp_path / "runs") for _ in range(3)]
     assert len({run.path for run in runs}) == 3
     assert all(run.path.parent == tmp_path / "runs" and run.path.name.startswith("detr-") for run in runs)
@@ -77,7 +77,7 @@ def test_second_run_in_the_same_folder_is_refused_until_the_first_dies(tmp_path:
         os.kill(child, signal.SIGKILL)
 
 
-def test_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+def test_f71_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(MachineError, match="is a file"):
         RunFolder.create(tmp_path / "run", "detr")
@@ -88,7 +88,7 @@ def test_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_read_only_place_is_an_error_of_the_machine(tmp_path: Path) -> None:
+def test_f71_read_only_place_is_an_error_of_the_machine(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(MachineError):
