@@ -30,7 +30,14 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a checkpoint: the 12 COCO numbers and the AP of every class, equal to pycocotools'."""
+    """Evaluate a checkpoint: the 12 COCO numbers and the AP of every class, equal to pycocotools'.
+
+    Examples:
+
+      dedetr eval                                      the newest run, on the val split that it was trained beside
+
+      dedetr eval --checkpoint runs/mine --split test --json
+    """
     from core import api
 
     if nproc is not None and nproc > 1 and not api.was_launched():

@@ -46,7 +46,14 @@ def visualize(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw ground truth beside predictions, training curves, what queries learn from, and where they look."""
+    """Draw ground truth beside predictions, training curves, what queries learn from, and where they look.
+
+    Examples:
+
+      dedetr visualize
+
+      dedetr visualize --mode curves,attention --num-images 4
+    """
     from core import api
 
     with make_counter("drawn") as counter:

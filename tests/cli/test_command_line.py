@@ -77,6 +77,12 @@ def test_version(tmp_path: Path) -> None:
     assert succeed("--version", cwd=tmp_path).stdout == f"dedetr {__version__}\n"
 
 
+@pytest.mark.parametrize("command", ["prepare-data", "subsample", "train", "eval", "predict", "visualize", "doctor"])
+def test_help_has_examples_of_the_command(command: str, tmp_path: Path) -> None:
+    said = succeed(command, "--help", cwd=tmp_path).stdout
+    assert f"dedetr {command}" in said.partition("Examples")[2]
+
+
 COMPLETIONS = [
     ("tr", ["train"]),
     ("eval --device c", ["cpu", "cuda"]),
