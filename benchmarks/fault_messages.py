@@ -77,7 +77,7 @@ def case(fault, what, spoil, command="prepare-data coco", pick=None, extra=()):
             lines = (done.stderr + done.stdout).splitlines()
             message = next((line for line in lines if pick and pick in line), "(nothing picked) " + done.stderr[-200:])
         assert "Traceback" not in done.stderr, done.stderr
-        message = message.replace("|", "\\|")
+        message = message.replace(f"{folder}/", "").replace("|", "\\|")
         message = message if len(message) <= 260 else message[:257] + "..."
         shown = command if len(command) < 90 else command[:87] + "..."
         print(f"| {fault} | {what} | `{shown}` | {message} | {done.returncode} |", flush=True)

@@ -19,6 +19,9 @@ from core.errors import DataError, MachineError
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the `OSError` of a write for which there is no space: on the disk, in the user's share, in one file."""
 
+YAML_SLIPS = (ValueError, LookupError, ArithmeticError, AttributeError, TypeError, RecursionError)
+"""What PyYAML raises besides its own errors: for a date that is none, `!!bool maybe`, `!!int ''`, very deep nesting."""
+
 _SEPARATORS = '<>:"/\\|?*'
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 _NOT_PLAIN = re.compile(r"[\\:\0]|\A/|(?:\A|/)\.{0,2}\Z")

@@ -21,6 +21,7 @@ def check_data(
     *,
     one_based: bool,
     boxes: BoxFormat,
+    allow_unlisted: bool,
     strict: bool,
     pictures: Path | None,
     as_json: bool,
@@ -38,6 +39,7 @@ def check_data(
             source_format=source_format,
             one_based=one_based,
             boxes=boxes,
+            allow_unlisted=allow_unlisted,
             strict=strict,
             pictures=pictures,
             on_images=counter,
@@ -93,6 +95,7 @@ def _objects(one: SplitStatistics) -> tuple[object, ...]:
 
 
 def _class_table(statistics: Mapping[str, SplitStatistics]) -> Table:
-    by_class = zip(*(one.classes for one in statistics.values()), strict=True)
-    rows = [(classes[0].name, *(one.num_boxes for one in classes)) for classes in by_class]
+    counts = [{one.name: one.num_boxes for one in split.classes} for split in statistics.values()]
+    names = dict.fromkeys(name for of_split in counts for name in of_split)  # splits may differ, which is a fault
+    rows = [(name, *(of_split.get(name) for of_split in counts)) for name in names]
     return table("boxes by class", ("class", *statistics), rows)

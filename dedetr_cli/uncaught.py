@@ -22,17 +22,18 @@ def explain(error: BaseException) -> DedetrError:
     if any(isinstance(each, KeyboardInterrupt) for each in _chain(error)):
         # Extensions that are stopped while they are loaded raise an ImportError of it, for example.
         return ctrl_c()
-    if _is_of_loading(error):
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    file = _foreign_module(error)
+    if file is not None:
         return MachineError(
             f"a package that dedetr needs cannot be loaded: {_one_line(error)}",
-            where=traceback.extract_tb(error.__traceback__)[-1].filename,
+            where=file,
             hint="`dedetr doctor` looks at all of them; `python -m pip check` names those that are missing",
         )
     if isinstance(error, OSError) and error.errno in (*FULL_DISK, errno.EROFS):
         hint = "free some space on this disk" if error.errno in FULL_DISK else "name another folder"
         where = None if error.filename is None else str(error.filename)
         return MachineError(f"cannot write: {os.strerror(error.errno)}", where=where, hint=hint)
-    place = traceback.extract_tb(error.__traceback__)[-1]
     return DedetrError(
         f"this is a bug in dedetr: {type(error).__name__}: {error} ({place.filename}:{place.lineno})",
         hint="please report it, with what the same command prints with --debug",
@@ -44,15 +45,15 @@ def ctrl_c() -> Interrupted:
     return Interrupted("stopped by Ctrl-C", exit_code=EXIT_CTRL_C)
 
 
-def _is_of_loading(error: BaseException) -> bool:
-    """Tell whether somebody else's package is missing, or raised the error while its code was loaded.
+def _foreign_module(error: BaseException) -> str | None:
+    """Return the file of somebody else's package that could not be loaded, or the one that misses it; None: neither.
 
     A torchvision that was built for another PyTorch raises a RuntimeError then, a missing library an OSError.
     """
-    if isinstance(error, ImportError) and error.name and error.name.partition(".")[0] not in _OURS:
-        return True
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.name == "<module>" and not _is_ours(frame.filename) for frame in frames)
+    loaded = (frame.filename for frame in frames if frame.name == "<module>" and not _is_ours(frame.filename))
+    is_missing = isinstance(error, ImportError) and error.name and error.name.partition(".")[0] not in _OURS
+    return next(loaded, frames[-1].filename if is_missing else None)
 
 
 def _is_ours(file: str) -> bool:

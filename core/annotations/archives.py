@@ -26,6 +26,8 @@ FREE_BYTES = 1 << 26
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _PIECE = 1 << 20
+_MAX_DEPTH = 100
+"""Folders in folders; making, reading and removing a thousand is more than Python's functions can do."""
 _ENCRYPTED = 0x1
 _SEAL = ".unpacked-by-dedetr"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError)
@@ -165,6 +167,8 @@ def _entries(archive: Path, infos: Sequence[zipfile.ZipInfo], target: Path) -> l
         if info.compress_type not in _METHODS:
             # Of these zipfile unpacks a piece of any ratio at once, into memory.
             raise _refused(archive, f"{name!r} is packed by a method that is not read", "unpack it yourself")
+        if name.count("/") > _MAX_DEPTH:
+            raise _refused(archive, f"{name[:80]!r}... lies in more than {_MAX_DEPTH} folders", "unpack it yourself")
         name = PurePosixPath(name).as_posix()  # a//b and a/./b are a/b
         if name in entries:
             raise _refused(archive, f"the name {name!r} is used twice")

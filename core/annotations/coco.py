@@ -28,7 +28,7 @@ from core.annotations.coco_document import (
 from core.annotations.content import ReadOptions
 from core.annotations.faults import FaultLog
 from core.annotations.findings import Findings, count_findings, refuse
-from core.annotations.images import MAX_PIXELS
+from core.annotations.images import require_moderate_size
 from core.annotations.json_values import MAX_ID, kind, shown, text, whole
 from core.annotations.records import Annotation, AnnotationSet, Category, ImageRecord
 from core.errors import DataError
@@ -123,6 +123,7 @@ def _read_images(document: CocoDocument, image_root: Path, log: FaultLog) -> tup
     images: list[ImageRecord] = []
     names = NamesWithin(image_root)
     index_of_id: dict[int, int] = {}
+    index_of_name: dict[str, int] = {}
     dropped_ids: set[int] = set()
     for index, entry in enumerate(document.images):
         item, place = fields_of(entry), f"{document.path}: images[{index}]"
@@ -130,6 +131,10 @@ def _read_images(document: CocoDocument, image_root: Path, log: FaultLog) -> tup
         if image is None:
             if type(item.get("id")) is int:
                 dropped_ids.add(item["id"])
+        elif image.id not in index_of_id and image.file_name in index_of_name:
+            # Each entry would teach that the objects of the other are background.
+            log.invalid(_listed_twice(image, place, index_of_name[image.file_name]))
+            dropped_ids.add(image.id)
         elif image.id in index_of_id:
             # Whose annotations they are nobody can tell: not to be mended by leaving one out.
             earlier = index_of_id[image.id]
@@ -141,19 +146,33 @@ def _read_images(document: CocoDocument, image_root: Path, log: FaultLog) -> tup
                 code="F04",
             )
         else:
-            index_of_id[image.id] = index
+            index_of_id[image.id] = index_of_name[image.file_name] = index
             images.append(image)
+    ambiguous = dropped_ids & index_of_id.keys()
+    if ambiguous:
+        raise DataError(
+            f"the image id {min(ambiguous)} is used twice, and one of the two cannot be used",
+            where=f"{document.path}: images[{index_of_id[min(ambiguous)]}]",
+            hint="give every image its own id",
+            code="F04",
+        )
     return tuple(images), dropped_ids
+
+
+def _listed_twice(image: ImageRecord, place: str, earlier: int) -> DataError:
+    return DataError(
+        f"the image {image.file_name!r} is listed already as images[{earlier}], under another id",
+        where=place,
+        hint="give the annotations of both the id of one, and remove the other",
+        code="F04",
+    )
 
 
 def _read_image(item: Fields, place: str, names: NamesWithin) -> ImageRecord:
     ident = whole(item.get("id"), f"{place}.id")
     file_name = text(item.get("file_name"), f"{place}.file_name")
     width, height = (whole(item.get(side), f"{place}.{side}", least=1) for side in ("width", "height"))
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{width} x {height} pixels are more than the {MAX_PIXELS} that are read", where=place, code="F26"
-        )
+    require_moderate_size(width, height, place)
     try:
         names.require(file_name)
     except DataError as error:

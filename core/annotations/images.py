@@ -138,6 +138,18 @@ def check_image(path: Path, expected_size: tuple[int, int]) -> None:
             image.load()
 
 
+def require_moderate_size(width: int, height: int, where: str) -> None:
+    """Check that an image of a stated size in pixels could be decoded; `where` is for the message.
+
+    Raises:
+        DataError: it has more than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{width} x {height} pixels are more than the {MAX_PIXELS} that are read", where=where, code="F26"
+        )
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image lazily, and turn whatever Pillow raises while it is used into a `DataError`."""

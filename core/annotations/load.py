@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.annotations.checks.images import check_images
-from core.annotations.checks.near_duplicates import find_near_duplicates
 from core.annotations.checks.repeats import Picture, find_repeats
 from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
@@ -23,7 +22,7 @@ class LoadedSource:
 
     Attributes:
         source: as read, less what the log let go.
-        repeats: pictures that repeat an earlier one, and that one; in a single split also those that almost do.
+        repeats: pictures that repeat an earlier one, and that one.
         notes: sentences for the user.
     """
 
@@ -70,9 +69,6 @@ def load_source(
             hint = "remove them from one of the splits"
             raise DataError(message, where=str(path), hint=hint, code="F27", places=shared)
         notes.append(message)
-    if len(splits) == 1:  # which is about to be parted
-        near = find_near_duplicates(splits, repeats)
-        repeats = {**{pair.second: pair.first for pair in near}, **repeats}
     return LoadedSource(replace(source, splits=splits), repeats, tuple(notes))
 
 

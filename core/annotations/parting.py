@@ -6,10 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 from core.annotations.records import AnnotationSet
 from core.annotations.stratification import Unit, allot, count_labels
 from core.errors import DataError, UsageError
+
+_Name = TypeVar("_Name", str, tuple[str, str])
 
 
 class Pile:
@@ -30,7 +33,7 @@ class Pile:
         names = sorted(num_of)
         self._same_as = {name: other for name, other in same_as.items() if name in num_of and other in num_of}
         self._group_of = _groups(names, group)
-        self._names = _joined(names, [*self._same_as.items(), *_neighbours(self._group_of)])
+        self._names = joined(names, [*self._same_as.items(), *_neighbours(self._group_of)])
         counts: dict[str, Counter[int]] = {name: Counter() for name in names}
         for image, found in zip(annotations.images, count_labels(annotations)[0], strict=True):
             counts[image.file_name].update(found)
@@ -125,11 +128,11 @@ def _neighbours(group_of: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, first.setdefault(group, name)) for name, group in group_of.items()]
 
 
-def _joined(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+def joined(names: Sequence[_Name], pairs: Iterable[tuple[_Name, _Name]]) -> list[list[_Name]]:
     """Return the names in lists, the two of every pair in one; the order of the pairs has no influence."""
     parent = {name: name for name in names}
 
-    def root(name: str) -> str:
+    def root(name: _Name) -> _Name:
         while parent[name] != name:
             parent[name] = parent[parent[name]]
             name = parent[name]
@@ -138,7 +141,7 @@ def _joined(names: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[list
     for one, other in pairs:
         lower, higher = sorted((root(one), root(other)))
         parent[higher] = lower
-    units: dict[str, list[str]] = {}
+    units: dict[_Name, list[_Name]] = {}
     for name in names:
         units.setdefault(root(name), []).append(name)
     return list(units.values())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from core.annotations.checks.look_alikes import look_alikes
+from core.annotations.checks.repeats import Picture
 from core.annotations.content import ReadOptions, SplitContent
 from core.annotations.faults import FaultLog
 from core.annotations.load import LoadedSource, load_source
 from core.annotations.prepare_report import PrepareReport, class_names, notes_of, report_splits
 from core.annotations.prepared import write_dataset
-from core.annotations.splits import SplitPlan, fold_source, split_source
+from core.annotations.splits import SplitPlan, fold_source, parted_splits, split_source
 from core.annotations.staging import replaced_notes, require_new_folder, require_replaceable, staged
 from core.annotations.writers.images import copy_image
 from core.annotations.writers.table import get_writer
@@ -63,11 +65,15 @@ def prepare(
     require_writable_folder(out)
     options = replace(options or ReadOptions(), unpack=not dry_run)
     loaded = load_source(source, format, options, log, strict=strict)
+    _require_outside(out, loaded)
+    parted = parted_splits(loaded.source, plan, into_folds=num_folds is not None)
+    repeats, alike_notes = _kept_together(loaded, parted)
     if num_folds is None:
-        made = [split_source(loaded.source, plan, loaded.repeats)]
+        made = [split_source(loaded.source, plan, repeats)]
     else:
-        made = fold_source(loaded.source, num_folds, plan, loaded.repeats)
+        made = fold_source(loaded.source, num_folds, plan, repeats)
     splits, notes = made[0]
+    notes = [*notes, *alike_notes]
     where = "were copied" if copy_images else "stay where they are; --copy-images copies them"
     notes = [*loaded.notes, *notes, *notes_of(splits), f"the images {where}", *replaced_notes(out)]
     if not dry_run:
@@ -98,20 +104,39 @@ def export(
         plan: by default the source's splits stay as they are, also where it has no val split.
     """
     write = get_writer(target_format)
+    is_parted = plan is not None and (plan.val_rate, plan.test_rate) != (None, None)
+    if plan is not None and plan.group is not None and not is_parted:
+        raise UsageError("nothing is put aside", where="--group", hint="say how much: --val 0.2, or --test 0.1")
     require_new_folder(out, source)
     require_writable_folder(out)
     log = FaultLog(drops=drop_invalid)
     options = replace(options or ReadOptions(), unpack=not dry_run)
     loaded = load_source(source, format, options, log, strict=strict)
+    _require_outside(out, loaded)
     splits, notes = dict(loaded.source.splits), list[str]()
-    if plan is not None and (plan.val_rate, plan.test_rate) != (None, None):
-        splits, notes = split_source(loaded.source, plan, loaded.repeats)
+    if plan is not None and is_parted:
+        repeats, alike_notes = _kept_together(loaded, ["train"])
+        splits, notes = split_source(loaded.source, plan, repeats)
+        notes += alike_notes
     written: list[str] = []
     if not dry_run:
         with staged(out) as stage:
             written = write(splits, stage)
     notes = [*loaded.notes, *notes, *notes_of(splits), *written]
     return _report(out, loaded, splits, notes, log, was_written=not dry_run)
+
+
+def _require_outside(out: Path, loaded: LoadedSource) -> None:
+    """Refuse to replace a folder that the images of the source lie in, as those of an earlier data set may."""
+    for content in loaded.source.splits.values():
+        if content.image_root.resolve().is_relative_to(out.resolve()):
+            raise UsageError("the images of the source lie in it", where="--out", hint="name another folder")
+
+
+def _kept_together(loaded: LoadedSource, parted: Sequence[str]) -> tuple[Mapping[Picture, Picture], list[str]]:
+    """Return pictures and the one whose side of the split each has to stay on, and notes."""
+    alike, notes = look_alikes({name: loaded.source.splits[name] for name in parted}, loaded.repeats)
+    return {**alike, **loaded.repeats}, notes
 
 
 def _write(folder: Path, name: str, splits: _Splits, source: Path, *, copy_images: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,16 +16,17 @@ from core.annotations.coco_document import read_document
 from core.annotations.content import SplitContent
 from core.annotations.faults import FaultLog
 from core.annotations.findings import Findings
+from core.annotations.json_values import MAX_ID
 from core.annotations.layouts import find_layout
 from core.annotations.records import AnnotationSet, Category, PreparedDataset, Split
 from core.errors import DataError
-from core.files import sha256_of, write_atomic
+from core.files import YAML_SLIPS, sha256_of, write_atomic
 
 FORMAT_VERSION = 1
 FILE_NAME = "dataset.yaml"
 MADE_BY = "dedetr"
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=MAX_ID)]
 
 
 class _Part(BaseModel):
@@ -34,7 +36,7 @@ class _Part(BaseModel):
 class ClassEntry(_Part):
     """A class in dataset.yaml, with its number of boxes in each split."""
 
-    id: int
+    id: Annotated[int, Field(ge=-MAX_ID, le=MAX_ID)]
     name: Annotated[str, Field(min_length=1)]
     num_boxes: dict[str, Count] = {}
 
@@ -70,12 +72,13 @@ def open_dataset(root: Path) -> PreparedDataset:
     Raises:
         DataError: there is no data set, or its dataset.yaml cannot be used.
     """
-    if (root / FILE_NAME).is_file():
+    is_folder = os.path.isdir(root)  # noqa: PTH112 - Path raises for names that are too long
+    if is_folder and (root / FILE_NAME).is_file():
         return _open_prepared(root)
-    layout = find_layout(root) if root.is_dir() else None
+    layout = find_layout(root) if is_folder else None
     if layout is not None:
         return _open_layout(root, layout[1])
-    if not root.is_dir() or not any(root.iterdir()):
+    if not is_folder or not any(root.iterdir()):
         raise DataError(
             f"no data set at {root}",
             hint="run `dedetr prepare-data` for the demo set, `dedetr prepare-data SOURCE` for your own images, "
@@ -92,7 +95,7 @@ def is_prepared(path: Path) -> bool:
     try:
         with (path / FILE_NAME).open("rb") as stream:
             return b"format_version:" in stream.read(1 << 16)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that this system cannot have
         return False
 
 
@@ -109,12 +112,15 @@ def read_dataset_file(root: Path) -> DatasetFile:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise DataError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read it: {error}", where=str(path)) from error
+    except OSError as error:
+        raise DataError(f"cannot read it: {error.strerror}", where=str(path)) from error
     except RecursionError as error:
         raise DataError("nested too deeply", where=str(path)) from error
+    except YAML_SLIPS as error:
+        problem = error if isinstance(error, ValueError) else "a value is not what its tag or its form says"
+        raise DataError(f"not valid YAML: {problem}", where=str(path)) from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if type(version) is not int or version < 1:
+    if type(version) is not int or not 1 <= version <= MAX_ID:
         raise DataError(
             f'the key "format_version" must be {FORMAT_VERSION}',
             where=str(path),
@@ -143,8 +149,8 @@ def _open_prepared(root: Path) -> PreparedDataset:
     for name, entry in file.splits.items():
         split = Split(name, root / entry.annotations, root / entry.images)
         for key, path, exists in (
-            ("annotations", split.annotation_file, split.annotation_file.is_file()),
-            ("images", split.image_root, split.image_root.is_dir()),
+            ("annotations", split.annotation_file, os.path.isfile(split.annotation_file)),  # noqa: PTH113 - see above
+            ("images", split.image_root, os.path.isdir(split.image_root)),  # noqa: PTH112
         ):
             if not exists:
                 raise DataError(

@@ -76,6 +76,14 @@ def split_source(
     return {name: (parts | splits)[name] for name in in_order([*parts, *splits])}, notes
 
 
+def parted_splits(source: Source, plan: SplitPlan, *, into_folds: bool = False) -> list[str]:
+    """Return the names of the splits whose images `split_source`, or `fold_source`, would deal out anew."""
+    if into_folds:
+        return [name for name in ("train", "val") if name in source.splits]
+    is_parted = plan.test_rate is not None or "val" not in source.splits
+    return ["train"] if is_parted and "train" in source.splits else []
+
+
 def fold_source(
     source: Source, num_folds: int, plan: SplitPlan, repeats: Mapping[Picture, Picture]
 ) -> list[tuple[dict[str, SplitContent], list[str]]]:

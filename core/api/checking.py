@@ -40,6 +40,7 @@ def check_data(
     source_format: str | None = None,
     one_based: bool = False,
     boxes: BoxFormat = "xywh",
+    allow_unlisted: bool = False,
     strict: bool = False,
     pictures: Path | None = None,
     on_images: OnImages = count_nothing,
@@ -52,6 +53,7 @@ def check_data(
         source_format: its format; by default it is recognised.
         one_based: box edges of Pascal VOC and CSV count pixels from 1.
         boxes: the format of boxes in COCO files, where it is not COCO's own.
+        allow_unlisted: leave out annotations of images that a COCO file does not list.
         strict: boxes of zero size and pictures in two splits are errors, too.
         pictures: a folder to draw the statistics into.
         on_images: is told how many of how many looks at images are done.
@@ -65,7 +67,7 @@ def check_data(
     report = check_source(
         source,
         source_format,
-        ReadOptions(one_based=one_based, boxes=boxes, unpack=False),
+        ReadOptions(one_based=one_based, boxes=boxes, allow_unlisted=allow_unlisted, unpack=False),
         strict=strict,
         settings=settings,
         on_images=on_images,

@@ -74,7 +74,10 @@ def resolve_train_config(
 
 def _recipe_layers(layers: Sequence[Layer], on_note: Say) -> list[Layer]:
     """Return the recipe of the data set that these layers name, if it has one."""
-    data_root = str(highest_value(layers, ("data", "root")))
+    data_root = highest_value(layers, ("data", "root"))
+    if not isinstance(data_root, str):
+        resolve(layers, _model_defaults)  # which refuses it
+        return []
     try:
         recipe = open_dataset(Path(data_root)).recipe
     except DedetrError:

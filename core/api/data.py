@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.annotations.box_formats import BoxFormat
 from core.annotations.content import ReadOptions
@@ -18,8 +18,8 @@ from core.annotations.subsets import subsample_folds as choose_folds
 from core.api.common import Say, say_nothing
 from core.errors import UsageError
 
-OnBytes = Callable[[int, int | None], None]
-"""Is told how many bytes of a file are here, and how many it has."""
+if TYPE_CHECKING:
+    from core.annotations.download import OnBytes
 
 
 def prepare_data(
@@ -68,7 +68,7 @@ def prepare_data(
         on_bytes: is told how many bytes of a file are here, and how many it has.
 
     Raises:
-        DataError: the source is missing or has a fault; nothing is left behind.
+        DataError: the source is missing or has a fault; nothing is left behind but an archive's unpacked folder.
         UsageError: `out` holds something that prepare-data did not write, or arguments do not go together.
         MachineError: `out` cannot be written.
     """

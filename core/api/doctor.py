@@ -40,14 +40,14 @@ def _look_at_torch() -> list[Check]:
     """Look at what needs PyTorch, as far as it can be loaded: what fails for the lack of it is not told again."""
     from core.doctor import devices, machine, operators, packages
 
-    checks = guarded("torch", packages.look_at_torch)
+    checks = guarded("torch", packages.look_at_torch, hint=packages.PAIR_HINT)
     if "torch" not in sys.modules:
         return checks
     checks += guarded("CPU", devices.look_at_cpu)
     checks += guarded("CUDA", devices.look_at_cuda)
     checks += guarded("MPS", devices.look_at_mps)
     checks += guarded("memory", machine.look_at_memory)
-    checks += guarded("torchvision", packages.look_at_torchvision)
+    checks += guarded("torchvision", packages.look_at_torchvision, hint=packages.PAIR_HINT)
     if "torchvision" not in sys.modules:
         return checks
     for device in ("cpu", *devices.cuda_devices()):

@@ -28,6 +28,8 @@ _EXCLUSIVE: dict[KeyPath, KeyPath] = {
 }
 """Setting the one clears what lower layers set for the other (`epochs` cannot be cleared: `steps` goes before it)."""
 
+_MAX_SHOWN = 200
+
 DEFAULT = "default"
 FROM_SCRATCH = "default, as backbone.weights is null"
 """Origin of what the schema itself fits to a backbone without pretrained weights."""
@@ -216,7 +218,7 @@ def _usage_error(error: ValidationError, origins: Mapping[KeyPath, str]) -> Usag
             text = f"unknown key '{'.'.join(path)}'"
             hint = hint or nearest(path[-1], _keys_of(path[:-1]))
         else:
-            shown = f" (got {detail['input']!r})" if not isinstance(detail["input"], dict) else ""
+            shown = f" (got {_shortened(detail['input'])})" if not isinstance(detail["input"], dict) else ""
             reason = detail["msg"].removeprefix("Value error, ")
             text = f"{'.'.join(path)}: {reason[:1].lower()}{reason[1:]}{shown}"
         lines.append(text)
@@ -227,6 +229,11 @@ def _usage_error(error: ValidationError, origins: Mapping[KeyPath, str]) -> Usag
         return UsageError("; ".join(lines), where=known[0] if known else None, hint=hint)
     shown_lines = (f"{text} [{place}]" if place else text for text, place in zip(lines, places, strict=True))
     return UsageError("; ".join(shown_lines), where="configuration", hint=hint)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _place(path: KeyPath, text: str, origins: Mapping[KeyPath, str]) -> str:

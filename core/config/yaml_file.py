@@ -10,20 +10,30 @@ from typing import Any
 import yaml
 
 from core.errors import UsageError
+from core.files import YAML_SLIPS
 
 KeyPath = tuple[str, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-4` as the number people mean (YAML 1.1 makes a text of it)."""
+    """SafeLoader that reads `1e-4` as the number people mean (YAML 1.1 makes a text of it), and no endless numbers."""
+
+    def construct_short_int(self, node: yaml.ScalarNode) -> int:
+        """Return a whole number of at most 64 bits: Python refuses to print much longer ones."""
+        number: int = self.construct_yaml_int(node)
+        if number.bit_length() > _MAX_BITS:
+            raise ValueError(f"a whole number of more than {_MAX_BITS} bits")
+        return number
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_short_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
 _MAX_KEYS = 10_000
+_MAX_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,7 @@ class YamlMapping:
     lines: dict[KeyPath, int]
 
 
-# Besides its own errors PyYAML lets those of a date that is none, or of very deep nesting, through.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+_YAML_ERRORS = (yaml.YAMLError, *YAML_SLIPS)
 
 
 def parse_scalar(text: str, where: str | None = None) -> Any:
@@ -46,12 +55,14 @@ def parse_scalar(text: str, where: str | None = None) -> Any:
         where: the flag or variable that it stands in, for messages.
 
     Raises:
-        UsageError: the text is not YAML.
+        UsageError: the text is not YAML, or means more values than anybody types.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except _YAML_ERRORS as error:
         raise UsageError(f"cannot read {text[:80]!r} as a value: {_problem(error)}", where=where) from error
+    _require_few(value, where)
+    return value
 
 
 def read_yaml_mapping(path: Path) -> YamlMapping:
@@ -119,9 +130,26 @@ def _mapping(
             result[key] = _mapping(loader, value_node, here, lines, name)
         else:
             result[key] = loader.construct_object(value_node, deep=True)
+            _require_few(result[key], f"{name}:{line}")
     return result
 
 
+def _require_few(value: Any, where: str | None) -> None:
+    """Refuse a value that aliases make huge, or part of itself: all that handles it goes through every copy."""
+    waiting, num_values = [value], 0
+    while waiting:
+        inner = waiting.pop()
+        num_values += 1
+        if num_values > _MAX_KEYS:
+            raise UsageError(f"means more than {_MAX_KEYS} values", where=where)
+        if isinstance(inner, dict):
+            waiting += inner.values()
+        elif isinstance(inner, (list, tuple, set)):
+            waiting += inner
+
+
 def _problem(error: Exception) -> str:
+    if not isinstance(error, (yaml.YAMLError, ValueError, RecursionError)):
+        return "a value is not what its tag or its form says"
     problem = getattr(error, "problem", None)
     return (str(problem or error) or type(error).__name__).splitlines()[0]

@@ -52,16 +52,25 @@ class Diagnosis:
         return kind(f"{len(failed)} of {len(self.checks)} checks failed: {names}", hint=failed[0].hint)
 
 
-def guarded(name: str, look: Callable[[], Iterable[Check]], *, about_data: bool = False) -> list[Check]:
-    """Return the checks that a look makes; whatever it raises becomes a failed one, called `name`."""
+def guarded(
+    name: str, look: Callable[[], Iterable[Check]], *, hint: str = _BUG_HINT, about_data: bool = False
+) -> list[Check]:
+    """Return the checks that a look makes; whatever it raises becomes a failed one.
+
+    Args:
+        name: of the failed one.
+        look: makes the checks.
+        hint: of the failed one, where the error has none of its own.
+        about_data: whether the failed one says something of the data set.
+    """
     checks: list[Check] = []
     try:
         checks.extend(look())
     except KeyboardInterrupt:
         raise
     except DedetrError as error:
-        checks.append(Check(name, "fail", str(error), error.hint or _BUG_HINT, about_data))
+        checks.append(Check(name, "fail", str(error), error.hint or hint, about_data))
     except BaseException as error:  # noqa: BLE001 (a broken package may raise anything: extensions in Rust do)
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        checks.append(Check(name, "fail", text, _BUG_HINT, about_data))
+        checks.append(Check(name, "fail", text, hint, about_data))
     return checks

@@ -61,7 +61,7 @@ def read_training_inputs(config: Config, say: Say, *, check_files: bool = True) 
     train = read_checked_split(
         dataset, "train", subset_file, drop_invalid=drop_invalid, check_files=check_files, on_note=say
     )
-    which = describe_subset(subset_file) if subset_file else f"all {len(train.images)} images of the train split"
+    which = describe_subset(subset_file) if subset_file else f"{len(train.images)} images, the train split"
     say(f"training on {dataset.name}: {which}")
     if all(annotation.is_crowd for annotation in train.annotations):
         raise DataError(

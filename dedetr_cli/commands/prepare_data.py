@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from core.errors import UsageError
 from dedetr_cli.completion import complete_export, complete_format
 from dedetr_cli.options import Debug, Json
 from dedetr_cli.output import as_dict, print_json, print_note, stdout, table
@@ -147,16 +148,27 @@ def prepare_data(
     if check:
         from dedetr_cli.check import check_data
 
+        unused = {
+            "--val": val, "--test": test, "--group": group, "--folds": folds, "--copy-images": copy_images,
+            "--export": export, "--dry-run": dry_run, "--download": download,
+            "--on-invalid": on_invalid is OnInvalid.drop,
+        }  # fmt: skip
+        flag = next((flag for flag, value in unused.items() if value), None)
+        if flag is not None:
+            raise UsageError("does not go with --check, which makes nothing", where=flag, hint="leave out one of them")
         check_data(
             source or out,
             source_format,
             one_based=one_based,
             boxes=boxes.value,
+            allow_unlisted=allow_unlisted,
             strict=strict,
             pictures=pictures,
             as_json=as_json,
         )
         return
+    if pictures is not None:
+        raise UsageError("draws what --check finds", where="--pictures", hint="add --check")
     with make_byte_counter() as counter:
         report = api.prepare_data(
             source,

@@ -165,6 +165,8 @@ def cut_off(path: Path) -> Path:
         pytest.param(
             lambda path: make_zip(path, {"a.txt": b"a"}, zipfile.ZIP_BZIP2), "F37", "not read", id="another-method"
         ),
+        pytest.param(named("x/" * 101 + "evil.txt"), "F37", "more than 100 folders", id="many-folders"),
+        pytest.param(named("x/" * 1100 + "evil.txt"), "F37", "more than 100 folders", id="a-thousand-folders"),
         pytest.param(changed_byte, "F37", "damaged", id="checksum"),
         pytest.param(shorter_than_stated, "F37", "cut off", id="shorter-than-stated"),
         pytest.param(longer_than_stated, "F37", "damaged", id="longer-than-stated"),

@@ -115,6 +115,12 @@ def test_splits_with_different_classes(coco_layout: Path) -> None:
     assert set(report.statistics) == {"train", "val"}
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x\0y", "\ud800"])
+@pytest.mark.parametrize("format_name", [None, "coco", "prepared"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, format_name: str | None) -> None:
+    assert _codes(check_source(tmp_path / name, format_name)) == {("F19", "error"): 1}
+
+
 @pytest.mark.parametrize("name", ["nothing", "readme.txt", "folder"])
 def test_what_is_no_source(tmp_path: Path, name: str) -> None:
     (tmp_path / "readme.txt").write_text("no data")

@@ -335,6 +335,11 @@ def picture(edit: Callable[[Path], Any]) -> Callable[[Path], None]:
     return spoil
 
 
+def linked(path: Path) -> None:
+    outside = path.rename(path.parents[3] / "elsewhere.png")
+    path.symlink_to(outside)
+
+
 def without_labels(root: Path) -> None:
     for path in (root / "gtFine" / "train" / "aachen").iterdir():
         path.unlink()
@@ -367,6 +372,7 @@ FRACTIONS = [car(polygon=[[x / 64, y / 48] for x, y in SQUARE])]
         pytest.param(keys(objects=[car()] * 1001), "F02", "more than 1000 objects", id="F02-too-many"),
         pytest.param(picture(lambda path: path.unlink()), "F19", "the picture is missing", id="F19-picture"),
         pytest.param(picture(lambda path: path.write_bytes(b"")), "F21", "0 bytes", id="F21-picture"),
+        pytest.param(picture(linked), "F31", "by a link", id="F31-picture"),
         pytest.param(without_labels, "F02", "neither an instance image nor polygons", id="F02-no-labels"),
         pytest.param(cut_instance_image, "F20", "cannot be read", id="F20-cut-off"),
         pytest.param(instance_image(b""), "F21", "0 bytes", id="F21-instance-image"),

@@ -277,6 +277,7 @@ FAULTS = [
     pytest.param(
         HEADER + "a.jpg,20,15,dog,30,20,39,29\n", None, "F25", "has 40 x 30 pixels.*says 20 x 15", id="F25-file"
     ),
+    pytest.param(HEADER + "a.jpg,40000,30000,dog,3,4,13,24\n", 2, "F26", "40000 x 30000 pixels are more", id="F26"),
     pytest.param("b.jpg,1,2,3,4,dog\n../a.jpg,3,4,13,24,dog\n", 2, "F31", "escapes image root", id="F31-parent"),
     pytest.param("/etc/a.jpg,3,4,13,24,dog\n", 1, "F31", "escapes image root", id="F31-absolute"),
     pytest.param("C:\\a.jpg,3,4,13,24,dog\n", 1, "F31", "escapes image root", id="F31-drive"),

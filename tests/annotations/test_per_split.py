@@ -259,6 +259,16 @@ def test_yolo_in_all_splits_is_left_to_its_own_reader(tmp_path: Path) -> None:
     assert not is_per_split(tmp_path, FORMATS)
 
 
+def test_f16_no_id_is_left(tmp_path: Path) -> None:
+    coco_export(tmp_path / "train", ["dog"], [0], first_class=2**63 - 1)
+    csv_export(tmp_path / "valid", "dog")
+    assert classes_of(read_per_split(tmp_path, formats=FORMATS).splits["val"]) == [(2**63 - 1, "dog")]
+    csv_export(tmp_path / "valid", "emu")
+    with pytest.raises(DataError, match="'emu' of another split cannot get the id after 9223372036854775807") as raised:
+        read_per_split(tmp_path, formats=FORMATS)
+    assert raised.value.code == "F16"
+
+
 def test_f28_numbers_and_names_are_not_mixed(tmp_path: Path) -> None:
     csv_export(tmp_path / "train", "cat")
     yolo_export(tmp_path / "valid")

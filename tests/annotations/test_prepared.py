@@ -50,6 +50,12 @@ def test_equal_bytes_and_movable(tmp_path: Path) -> None:
     assert len(read_split(open_dataset(tmp_path / "moved"), "train")[0].images) == 5
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x\0y", "\ud800"])
+def test_names_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="no data set at"):
+        open_dataset(tmp_path / name)
+
+
 @pytest.mark.parametrize("make_folder", [False, True])
 def test_no_data_set(tmp_path: Path, make_folder: bool) -> None:
     root = tmp_path / "data"
@@ -85,6 +91,12 @@ def edited(root: Path, **changes: Any) -> None:
         ({"classes": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "ids and names must differ"),
         ({"splits": {"train": {"images": "images"}}}, "splits.train.annotations: "),
         ({"splits": {"train": {"images": "images", "annotations": "no.json"}}}, "splits.train.annotations: .*no.json"),
+        (
+            {"splits": {"train": {"images": ".", "annotations": "x" * 300}}},
+            "splits.train.annotations: .*does not exist",
+        ),
+        ({"classes": [{"id": 2**63, "name": "a"}]}, "classes.0.id: "),
+        ({"format_version": 2**70}, "format_version"),
         ({"splits": {"train": {"images": "no", "annotations": "annotations/train.json"}}}, "splits.train.images: .*no"),
     ],
     ids=lambda value: str(value)[:60],
@@ -97,6 +109,10 @@ def test_f76_faults_of_dataset_yaml(tmp_path: Path, changes: dict[str, Any], mes
     assert "dataset.yaml" in str(raised.value.where)
 
 
+MISLABELLED = ("!!int ''", "!!float ''", "!!bool maybe", "!!timestamp x", "2001-99-99", "1:" * 200 + "1.5")
+"""Values that are not what their tags or forms say; PyYAML raises all kinds of exceptions for them."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -106,6 +122,8 @@ def test_f76_faults_of_dataset_yaml(tmp_path: Path, changes: dict[str, Any], mes
         pytest.param("- 1", "format_version", id="F77-list"),
         pytest.param("x: !!python/object/apply:os.mkdir [canary]", "not valid YAML", id="F34-object"),
         pytest.param(b"\xff\xfe\x00", "dataset.yaml", id="F77-bytes"),
+        pytest.param("format_version: 0x" + "f" * 4000, "format_version", id="F76-endless-number"),
+        *(pytest.param(f"x: {value}", "not valid YAML", id=f"F77-{value[:16]}") for value in MISLABELLED),
     ],
 )
 def test_dataset_yaml_that_is_none(

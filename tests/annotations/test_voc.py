@@ -131,6 +131,7 @@ ENTITY = '<!DOCTYPE a [<!ENTITY x "y">]><annotation><filename>&x;</filename></an
         pytest.param(box(40, 2, 43, 4), ["object[0].bndbox", "outside"], id="F10-outside"),
         pytest.param(voc_xml("a", [(" ", 1, 2, 3, 4)]), ["object[0].name", "missing"], id="F17-empty-name"),
         pytest.param(voc_xml("a", [], ("wide", 3)), ["size.width", "'wide'"], id="F02-size"),
+        pytest.param(voc_xml("a", [], (10**8, 3)), ["size", "100000000 x 3 pixels are more"], id="F26-size"),
     ],
 )
 def test_refuses(tmp_path: Path, xml: str, parts: list[str]) -> None:

@@ -127,3 +127,18 @@ def test_wrong_numbers_of_processes_are_refused(trained: Path, tmp_path: Path) -
     assert done.returncode == 2, done.stderr
     assert "torchrun decides" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_used_is_left_out_by_all_processes_alike(trained: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(trained / "data", tmp_path / "data")
+    files = (data / "annotations" / name for name in ("train-5pct-seed0.json", "val.json"))
+    train, val = (json.loads(file.read_text())["images"] for file in files)
+    (data / "images" / train[3]["file_name"]).write_bytes(b"no image")
+    (data / "images" / val[5]["file_name"]).unlink()
+    arguments = [*FEW, "--data", data, "--nproc", "2", "--out", tmp_path / "run"]
+    assert dedetr("train", *arguments, cwd=tmp_path).returncode == 3
+    done = dedetr("train", *arguments, "--set", "data.on_invalid=drop", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "train: left out, file that is no image (F22): 1" in done.stderr
+    assert "val: left out, image that is missing (F19): 1" in done.stderr
+    assert json.loads(done.stdout)["evaluation"]["num_images"] == len(val) - 1

@@ -139,6 +139,46 @@ def test_a_missing_file_and_an_unknown_preset_are_named(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean 'demo'?"
 
 
+ALIASES = "[&a [x,x,x,x,x,x,x,x,x,x]" + "".join(
+    f", &{b} [{','.join([f'*{a}'] * 10)}]" for a, b in zip("abcdef", "bcdefg", strict=True)
+)
+"""A million values."""
+UNUSUAL = {
+    "!!int ''": "not what its tag",
+    "!!float ''": "not what its tag",
+    "!!bool maybe": "not what its tag",
+    "!!timestamp x": "not what its tag",
+    "1:" * 200 + "1.5": "not what its tag",
+    "2001-99-99": "month must be in",
+    "0x" + "f" * 4000: "more than 64 bits",
+    f"{ALIASES}]": "more than 10000 values",
+    "&a [*a]": "more than 10000 values|recursive",
+    f"[{'x, ' * 5000}]": r"\.\.\.\)$",
+}
+"""Values that PyYAML stumbles over, or makes more of than can be handled or shown."""
+
+
+@pytest.mark.parametrize(("value", "message"), UNUSUAL.items(), ids=lambda value: value[:16])
+def test_unusual_values_are_usage_errors(value: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(f"run:\n  device: {value}\n")
+    for layer, where in (
+        (lambda: assignments_layer([f"run.device={value}"]), "--set run.device"),
+        (lambda: environment_layer({"DEDETR_RUN__DEVICE": value}), "DEDETR_RUN__DEVICE"),
+        (lambda: file_layer(file), str(file)),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            resolve_layers(layer())
+        assert str(caught.value.where).startswith(where)
+        assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("value", ["&a {b: *a}", "{a: &a {x: 1}, b: &b {x: *a, y: *a}}"])
+def test_sections_within_themselves_are_usage_errors(value: str) -> None:
+    with pytest.raises(UsageError):
+        resolve_layers(assignments_layer([f"run={value}"]))
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_a_configuration_or_a_usage_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzz.yaml"

@@ -16,7 +16,7 @@ import pytest
 from core.annotations.faults import TITLES
 from core.annotations.prepared import open_dataset, read_split
 from core.errors import DataError
-from tests.annotations.conftest import CocoDict, coco_dict, make_voc, write_json
+from tests.annotations.conftest import CocoDict, coco_dict, make_voc, voc_xml, write_json
 from tests.faults.desk import Desk, cut
 
 
@@ -161,6 +161,61 @@ def test_f11_boxes_in_another_format(
     written = json.loads((desk.folder / "data" / "annotations" / "train.json").read_text())
     assert written["annotations"][0]["bbox"] == pytest.approx(first_box)
     assert written["annotations"][0]["area"] == pytest.approx(first_box[2] * first_box[3])
+
+
+def test_f11_fractions_in_pascal_voc(desk: Desk) -> None:
+    folder = make_voc(desk.folder / "voc")
+    for xml in (folder / "Annotations").iterdir():
+        xml.write_text(voc_xml("x", [("ant", 0.1, 0.2, 0.6, 0.75)]))
+    error = desk.refuse("prepare-data", "voc", code="F11")
+    assert "normalised" in error.message
+
+
+@pytest.mark.parametrize("flag", [["--boxes", "xyxy"], ["--allow-unlisted"]])
+def test_f76_flags_of_coco_files_mean_nothing_to_others(desk: Desk, flag: list[str]) -> None:
+    make_voc(desk.folder / "voc")
+    assert desk.refuse("prepare-data", "voc", *flag, exit_code=2).where == flag[0]
+
+
+@pytest.mark.parametrize(
+    "flag", [["--val", "0.5"], ["--folds", "3"], ["--export", "voc"], ["--dry-run"], ["--on-invalid", "drop"]]
+)
+def test_f76_a_check_makes_nothing(desk: Desk, flag: list[str]) -> None:
+    assert desk.refuse("prepare-data", "coco", "--check", *flag, exit_code=2).where == flag[0]
+    assert desk.refuse("prepare-data", "coco", "--pictures", "here", exit_code=2).where == "--pictures"
+
+
+def test_f04_image_listed_under_two_ids(desk: Desk) -> None:
+    desk.put("images", 3, "file_name", "002.png")
+    error = desk.refuse_source("F04")
+    assert "002.png" in error.message
+    assert "images[1]" in error.message
+    counts, written = desk.drop()
+    assert counts == {"F04": 1}
+    assert [image["file_name"] for image in written["images"]] == ["001.png", "002.png", "003.png", "005.png"]
+    assert {annotation["image_id"] for annotation in written["annotations"]} == {1, 2, 3}
+
+
+def test_f04_image_id_of_one_that_cannot_be_used(desk: Desk) -> None:
+    desk.put("images", 3, "id", 2)
+    desk.put("images", 3, "width", -1)
+    desk.refuse_source("F04", "--on-invalid", "drop")
+
+
+def test_f28_check_shows_the_classes_of_each_split(desk: Desk) -> None:
+    desk.edit(lambda content: content["categories"].append({"id": 9, "name": "emu"}), "val")
+    code, out, _ = desk.run("prepare-data", "coco", "--check")
+    assert code == 3
+    assert "F28" in out
+    assert any(
+        line.split()[1::2] == ["emu", "-", "0"] for line in out.splitlines() if "emu" in line and "F28" not in line
+    )
+
+
+def test_f06_check_leaves_out_unlisted_annotations_if_told(desk: Desk) -> None:
+    desk.edit(delete("images", 0))
+    assert desk.run("prepare-data", "coco", "--check")[0] == 3
+    assert desk.run("prepare-data", "coco", "--check", "--allow-unlisted")[0] == 0
 
 
 def test_f12_image_without_objects(desk: Desk) -> None:

@@ -121,7 +121,7 @@ def test_tensors_made_of_numbers_are_refused(watched: WatchedDevice) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cuda_itself_sees_no_other_waits(variant: str, tmp_path: Path) -> None:
-    """It has not run yet: nobody had a GPU at hand."""
+    """It has not run on a GPU yet."""
     stepper, parts = make_stepper(tmp_path, torch.device("cuda"), VARIANTS[variant])
     make_steps(stepper, parts)
     torch.cuda.set_sync_debug_mode("warn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,9 @@ def _read(path: Path, format_name: str | None, options: ReadOptions, log: FaultL
     try:
         source = read_source(path, format_name, options, own)
     except DataError as error:
-        files = {**cityscapes_splits(path), **coco_splits(path)} if format_name in (None, "coco", "cityscapes") else {}
+        is_folder = os.path.isdir(path)  # noqa: PTH112 - Path raises for names that are too long
+        may_have_files = is_folder and format_name in (None, "coco", "cityscapes")
+        files = {**cityscapes_splits(path), **coco_splits(path)} if may_have_files else {}
         if not files:
             log.add([*own.faults, Fault.of(error)])
             return _Contents()

@@ -31,7 +31,7 @@ from core.annotations.coco_document import LARGEST
 from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
 from core.annotations.findings import count_findings, refuse
-from core.annotations.images import MAX_PIXELS, read_numbers, upright_size
+from core.annotations.images import read_numbers, require_moderate_size, upright_size
 from core.annotations.json_values import kind, load_json, shown, text, whole
 from core.annotations.layouts import (
     CITYSCAPES_CLASSES,
@@ -43,6 +43,7 @@ from core.annotations.layouts import (
 )
 from core.annotations.records import Annotation, AnnotationSet, BoxXYWH, Category, ImageRecord
 from core.errors import DataError, UsageError
+from core.files import NamesWithin
 
 LABELS = (
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road"),
@@ -179,8 +180,9 @@ def _read_split(images: Path, labels: Path, log: FaultLog) -> dict[str, _Labels]
         reason = "the picture has no labels: neither an instance image nor polygons"
         log.invalid(refuse(labels, places, reason, "remove it, or add its labels", code="F02"))
     read: dict[str, _Labels] = {}
+    names = NamesWithin(images)
     for stem in sorted(pictures.keys() & labelled):
-        if log.attempt(text, stem, f"{images}: {stem!a}") is None:  # bytes that are no UTF-8 cannot be written down
+        if log.attempt(_name_within, names, stem, images) is None:
             continue
         found = (
             log.attempt(_read_instance_image, instance_images[stem], log)
@@ -190,6 +192,15 @@ def _read_split(images: Path, labels: Path, log: FaultLog) -> dict[str, _Labels]
         if found is not None:
             read[f"{stem}{_PICTURE}"] = found
     return read
+
+
+def _name_within(names: NamesWithin, stem: str, images: Path) -> str:
+    where = f"{images}: {stem!a}"
+    try:
+        names.require(f"{stem}{_PICTURE}")
+    except DataError as error:
+        raise DataError(error.message, where=where, hint=error.hint, code=error.code) from error
+    return text(stem, where)  # bytes that are no UTF-8 cannot be written down
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
@@ -261,10 +272,7 @@ def _read_polygons(path: Path, picture: Path, log: FaultLog) -> _Labels:
     if not isinstance(raw, dict):
         raise DataError(f"must be an object, is {kind(raw)}", where=str(path), code="F02")
     width, height = (whole(raw.get(side), f"{path}: {side}", least=1) for side in ("imgWidth", "imgHeight"))
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{width} x {height} pixels are more than the {MAX_PIXELS} that are read", where=str(path), code="F26"
-        )
+    require_moderate_size(width, height, str(path))
     if upright_size(picture) != (width, height):  # before memory is taken for what a few letters claim
         found = "{} x {}".format(*upright_size(picture))
         reason = f"the picture has {found} pixels, its polygons are for {width} x {height}"

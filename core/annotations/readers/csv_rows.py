@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.annotations.coco_document import LARGEST
 from core.annotations.faults import FaultLog
+from core.annotations.images import require_moderate_size
 from core.annotations.json_values import MAX_ID, read_bytes
 from core.annotations.records import Category
 from core.errors import DataError
@@ -261,6 +262,7 @@ def _image_size(written: Sequence[str], where: str) -> tuple[int, int] | None:
         return None
     if width < 0 or height < 0 or not width.is_integer() or not height.is_integer():
         raise DataError(f"the image cannot have {width:g} x {height:g} pixels", where=where, code="F02")
+    require_moderate_size(int(width), int(height), where)
     return int(width), int(height)
 
 

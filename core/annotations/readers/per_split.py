@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ import msgspec
 from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
 from core.annotations.images import SUFFIXES
-from core.annotations.json_values import read_bytes
+from core.annotations.json_values import MAX_ID, read_bytes
 from core.annotations.readers.coco_files import SPLIT_NAMES
 from core.annotations.records import AnnotationSet, Category
 from core.errors import DataError, UsageError
@@ -221,7 +221,7 @@ def _merge(contents: Mapping[str, SplitContent], groups: set[str]) -> tuple[dict
     for names in listed.values():
         for _, name in sorted(names.items()):
             if name not in id_of_name and name not in groups:
-                id_of_name[name] = max(id_of_name.values(), default=0) + 1
+                id_of_name[name] = _next_id(id_of_name.values(), name, contents[first].image_root)
                 new.append(name)
     categories = tuple(Category(ident, name) for name, ident in id_of_name.items())
     merged = {
@@ -241,6 +241,18 @@ def _merge(contents: Mapping[str, SplitContent], groups: set[str]) -> tuple[dict
     if new:
         notes.append(f"classes that {first} does not list, put after its own: {', '.join(new)}")
     return merged, notes
+
+
+def _next_id(ids: Collection[int], name: str, folder: Path) -> int:
+    highest = max(ids, default=0)
+    if highest >= MAX_ID:
+        raise DataError(
+            f"the class {name!r} of another split cannot get the id after {highest}",
+            where=str(folder),
+            hint="give the classes smaller ids, or list all of them in every split",
+            code="F16",
+        )
+    return highest + 1
 
 
 def _with_ids(

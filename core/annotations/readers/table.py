@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Format:
         recognises: tells whether a file or folder is of it, by names alone.
         read: reads it.
         counts_from_one: whether its box edges may count pixels from 1.
+        is_json: whether `ReadOptions.boxes` and `allow_unlisted` mean something to it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Format:
     recognises: Callable[[Path], bool]
     read: Callable[[Path, ReadOptions, FaultLog], Source]
     counts_from_one: bool = False
+    is_json: bool = False
 
 
 _OF_ONE_FOLDER = (
@@ -51,6 +54,7 @@ _OF_ONE_FOLDER = (
         "Cityscapes (leftImg8bit/, CocoFormatAnnos/)",
         is_cityscapes_in_coco_form,
         read_cityscapes_in_coco_form,
+        is_json=True,
     ),
     Format("cityscapes", "Cityscapes (leftImg8bit/, gtFine/, or their zips)", is_cityscapes, read_cityscapes),
     Format("voc", "Pascal VOC (Annotations/*.xml, JPEGImages/)", is_voc, read_voc, counts_from_one=True),
@@ -61,6 +65,7 @@ _OF_ONE_FOLDER = (
         "train/_annotations.coco.json; or one JSON file)",
         is_coco,
         read_coco_files,
+        is_json=True,
     ),
     Format(
         "csv",
@@ -72,13 +77,14 @@ _OF_ONE_FOLDER = (
 )
 
 FORMATS = (
-    Format("prepared", "what prepare-data has made (dataset.yaml)", is_prepared, read_prepared),
+    Format("prepared", "what prepare-data has made (dataset.yaml)", is_prepared, read_prepared, is_json=True),
     Format(
         "per-split",
         "a folder for each split (train/, valid/, test/) in any of the others, as Roboflow exports",
         partial(is_per_split, formats=_OF_ONE_FOLDER),
         partial(read_per_split, formats=_OF_ONE_FOLDER),
         counts_from_one=True,
+        is_json=True,
     ),
     *_OF_ONE_FOLDER,
 )
@@ -136,10 +142,19 @@ def read_source(
         raise UsageError(
             f"'{format_name}' is no format of a source", where="--format", hint=nearest(format_name, format_names())
         )
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - Path raises for names that are too long
         raise DataError("no such folder or file", where=str(path), code="F19")
+    given = path
     path, row = _recognise(path, format_name, options)
     if options.one_based and not row.counts_from_one:
         names = ", ".join(row.name for row in FORMATS if row.counts_from_one)
         raise UsageError(f"only {names} boxes may count from 1, this source is {row.name}", where="--one-based")
-    return row.read(path, options, log)
+    if not row.is_json and (options.boxes != "xywh" or options.allow_unlisted):
+        flag = "--boxes" if options.boxes != "xywh" else "--allow-unlisted"
+        message = f"means something to COCO files alone, this source is {row.name}"
+        raise UsageError(message, where=flag, hint="leave it out")
+    source = row.read(path, options, log)
+    if path == given:
+        return source
+    note = f"{given} was unpacked to {path}: the data set uses the images there"
+    return replace(source, path=given, notes=(note, *source.notes))

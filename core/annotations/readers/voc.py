@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
+import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
+from core.annotations.box_formats import look_normalised
 from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
 from core.annotations.findings import count_findings, refuse
-from core.annotations.images import SUFFIXES, upright_size
+from core.annotations.images import SUFFIXES, require_moderate_size, upright_size
 from core.annotations.json_values import text
 from core.annotations.records import Annotation, AnnotationSet, Category, ImageRecord
 from core.errors import DataError
@@ -90,6 +93,7 @@ def read_voc(source: Path, options: ReadOptions | None = None, log: FaultLog | N
         )
         if picture is not None:
             pictures[stem] = picture
+    _require_pixels(pictures.values(), xml_folder)
     class_names = sorted({box.class_name for picture in pictures.values() for box in picture.boxes})
     categories = tuple(Category(index, name) for index, name in enumerate(class_names, start=1))
     if not categories:
@@ -102,6 +106,18 @@ def read_voc(source: Path, options: ReadOptions | None = None, log: FaultLog | N
     num_unlisted = len(xml_of_stem) - len(listed)
     notes = (f"XML files that are in no list, left out: {num_unlisted}",) if num_unlisted else ()
     return Source(source, "voc", splits, notes)
+
+
+def _require_pixels(pictures: Iterable[_Picture], xml_folder: Path) -> None:
+    found = [(box.box_xywh_px, (picture.width, picture.height)) for picture in pictures for box in picture.boxes]
+    boxes, sizes = (np.array([pair[side] for pair in found], dtype=np.float64) for side in (0, 1))
+    if found and look_normalised(boxes, sizes):
+        raise DataError(
+            "the boxes look normalised to 0 ... 1, not like edges in pixels",
+            where=str(xml_folder),
+            hint="write xmin, ymin, xmax and ymax in pixels",
+            code="F11",
+        )
 
 
 def _xml_folder(source: Path) -> Path | None:
@@ -136,7 +152,7 @@ def _read_lists(source: Path, stems: set[str]) -> dict[str, list[str]]:
                 places=unknown,
             )
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, count in Counter(names).items() if count > 1)
             raise DataError(f"{twice!r} is listed twice", where=str(file), code="F04")
         lists[split] = sorted(names)
     return {split: names for split, names in lists.items() if names}
@@ -160,6 +176,7 @@ def _read_picture(xml: Path, image_names: list[str], image_root: Path, one_based
     )
     if width <= 0 or height <= 0:
         width, height = upright_size(path)
+    require_moderate_size(width, height, f"{xml}: size")
     boxes: list[_Box] = []
     num_zero_size = 0
     for index, element in enumerate(root.findall("object")):

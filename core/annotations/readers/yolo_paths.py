@@ -14,7 +14,7 @@ from core.annotations.readers.yolo_lines import LineFaults, read_lines
 from core.errors import DataError
 from core.files import NamesWithin
 
-_MAX_LETTERS = 4096
+_MAX_LETTERS, _MAX_PARTS = 4096, 64
 _MAX_LOOKS = 100_000
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test)\d*", re.IGNORECASE)
 
@@ -109,7 +109,8 @@ class PathFinder:
         return root / name
 
     def _search(self, written: str, place: str, folder: Path | None) -> tuple[Path, str]:
-        if "\0" not in written and len(written) <= _MAX_LETTERS:
+        is_short = len(written) <= _MAX_LETTERS and len(re.findall(r"[/\\]", written)) <= _MAX_PARTS
+        if "\0" not in written and is_short:
             for candidates in (_as_written, _by_last_parts):
                 for root in self._roots:
                     for name, is_moved in candidates(written, root, folder or root):
