@@ -15,6 +15,9 @@ from core.annotations.prepared import require_same_classes
 from core.annotations.readers.table import read_source
 from core.errors import DataError
 
+_OF_BOXES = ("F05", "F06", "F07", "F08", "F09", "F10")
+"""Codes of faults that each cost one box."""
+
 
 @dataclass(frozen=True)
 class LoadedSource:
@@ -59,6 +62,8 @@ def load_source(
                 hint="remove them, or let them be dropped: without --strict",
                 code="F08",
             )
+    _require_boxes(splits, path)
+    _require_most(splits, log, path)
     repeats = find_repeats(splits)
     notes = list(source.notes)
     notes += [f"left out, {fault.title} ({fault.code}): {fault.count}" for fault in log.faults]
@@ -70,6 +75,28 @@ def load_source(
             raise DataError(message, where=str(path), hint=hint, code="F27", places=shared)
         notes.append(message)
     return LoadedSource(replace(source, splits=splits), repeats, tuple(notes))
+
+
+def _require_boxes(splits: Mapping[str, SplitContent], path: Path) -> None:
+    train = splits.get("train")
+    if train is not None and all(annotation.is_crowd for annotation in train.annotations.annotations):
+        raise DataError("the training images hold no box to learn from", where=f"{path}, train", code="F13")
+
+
+def _require_most(splits: Mapping[str, SplitContent], log: FaultLog, path: Path) -> None:
+    """Refuse to go on with the lesser half of the boxes: what is left is likely to be wrong for the same reason."""
+    num_kept = sum(len(content.annotations.annotations) for content in splits.values())
+    dropped = [fault for fault in log.faults if fault.code in _OF_BOXES]
+    num_dropped = sum(fault.count for fault in dropped)
+    if num_dropped > num_kept:
+        worst = max(dropped, key=lambda fault: fault.count)
+        raise DataError(
+            f"{num_dropped} of {num_kept + num_dropped} boxes cannot be used, most for this: {worst.message}",
+            where=worst.where or str(path),
+            hint="mend what is wrong with all of them; --on-invalid drop is for the few",
+            code=worst.code,
+            places=worst.places,
+        )
 
 
 def _with_usable_images(split: str, content: SplitContent, log: FaultLog) -> SplitContent:

@@ -149,7 +149,9 @@ def _require_few(value: Any, where: str | None) -> None:
 
 
 def _problem(error: Exception) -> str:
-    if not isinstance(error, (yaml.YAMLError, ValueError, RecursionError)):
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if not isinstance(error, (yaml.YAMLError, ValueError)):
         return "a value is not what its tag or its form says"
     problem = getattr(error, "problem", None)
     return (str(problem or error) or type(error).__name__).splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from PIL import Image
 from core.annotations.prepare import export, prepare
 from core.annotations.prepared import open_dataset, read_split
 from core.annotations.splits import SplitPlan
-from core.errors import UsageError
+from core.errors import DataError, UsageError
 
-from .conftest import all_bytes, make_coco_layout, make_voc, voc_xml
+from .conftest import all_bytes, coco_dict, make_coco_layout, make_voc, voc_xml, write_images, write_json
 
 
 def make_pictures(root: Path, pictures: list[np.ndarray]) -> Path:
@@ -93,3 +94,39 @@ def test_images_of_an_earlier_data_set_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not empty"):
         export(tmp_path / "folds" / "fold-1", tmp_path / "data", "yolo")
     assert all_bytes(tmp_path) == before
+
+
+def test_the_lesser_half_of_the_boxes_is_no_data_set(tmp_path: Path) -> None:
+    source = make_coco_layout(tmp_path / "coco")
+    file = source / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for row, annotation in enumerate(content["annotations"]):
+        annotation["category_id"] += 1 if row < 7 else 0
+    write_json(file, content)
+    with pytest.raises(DataError, match="7 of 12 boxes cannot be used") as raised:
+        prepare(source, tmp_path / "data", drop_invalid=True)
+    assert raised.value.code == "F07"
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("file", ["result.json", "annotations/instances_default.json", "_annotations.coco.json"])
+@pytest.mark.parametrize("prefix", ["", "images/"])
+def test_what_other_programs_write_for_all_images(tmp_path: Path, file: str, prefix: str) -> None:
+    content = coco_dict(6)
+    write_images(tmp_path / "set" / "images", content)
+    for image in content["images"]:
+        image["file_name"] = prefix + image["file_name"]
+    path = write_json(tmp_path / "set" / file, content)
+    for source in (tmp_path / "set", path):
+        report = prepare(source, tmp_path / "data")
+        assert (report.format, sum(split.num_images for split in report.splits)) == ("coco", 6)
+
+
+def test_files_that_macos_leaves_are_no_annotations(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path / "voc")
+    (folder / "Annotations" / "._a0.xml").write_bytes(b"\0\5\26\7")
+    assert sum(split.num_images for split in prepare(folder, tmp_path / "data").splits) == 6
+
+
+def test_formats_are_named_in_any_case(tmp_path: Path) -> None:
+    assert prepare(make_voc(tmp_path / "voc"), tmp_path / "data", format="VOC").format == "voc"

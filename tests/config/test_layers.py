@@ -152,6 +152,7 @@ UNUSUAL = {
     "2001-99-99": "month must be in",
     "0x" + "f" * 4000: "more than 64 bits",
     f"{ALIASES}]": "more than 10000 values",
+    "[" * 3000: "nested too deeply",
     "&a [*a]": "more than 10000 values|recursive",
     f"[{'x, ' * 5000}]": r"\.\.\.\)$",
 }

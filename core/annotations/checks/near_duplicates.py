@@ -25,7 +25,6 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.fft import dctn
 
 from core.annotations.checks.repeats import Picture
 from core.annotations.content import SplitContent
@@ -119,6 +118,8 @@ def find_near_duplicates(
 
 def fingerprint(grey: Image.Image) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return the (128,) bits and the (140,) structure of a grey picture."""
+    from scipy.fft import dctn  # which takes as long to load as all else that `subsample --help` needs
+
     small = grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     # As whole numbers, rounded alike everywhere, so that even fields stay even.
     wide, high = (np.asarray(small.resize(cells, Image.Resampling.BOX), dtype=np.int16) for cells in ((9, 8), (8, 9)))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from core.annotations.coco import inspect_coco
+from core.annotations.coco import check_coco
+from core.annotations.coco_document import CocoDocument, fields_of, read_document
 from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
 from core.annotations.layouts import cityscapes_splits, coco_splits, require_images
 from core.errors import DataError
+
+_Files = dict[str, tuple[Path, list[Path]]]
+_WITHOUT_SPLITS = ("_annotations.coco.json", "result.json", "annotations/instances_default.json")
+"""What Roboflow, Label Studio and CVAT write for all images together."""
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Names that sources give to each split."""
@@ -24,7 +29,8 @@ def read_coco_files(path: Path, options: ReadOptions | None = None, log: FaultLo
     """Read a COCO file, or a folder: `annotations/instances_{train,val}2017.json` and `{train,val}2017/`;
     `annotations/{train,val,test}.json` and `images/`; `{train,valid,test}/_annotations.coco.json` (Roboflow).
 
-    A single file is the train split; its images lie in `images` beside it, else beside it.
+    A single file, or `_annotations.coco.json`, `result.json` (Label Studio) or `annotations/instances_default.json`
+    (CVAT) in a folder, is the train split; its images lie in `images` beside it, or beside it.
 
     Args:
         path: the file or folder.
@@ -52,27 +58,36 @@ def read_cityscapes_in_coco_form(path: Path, options: ReadOptions | None = None,
     if not splits:
         raise DataError("no Cityscapes with boxes in COCO form", where=str(path), code="F03")
     require_images(splits)
-    files = {name: (split.annotation_file, split.image_root) for name, split in splits.items()}
+    files = {name: (split.annotation_file, [split.image_root]) for name, split in splits.items()}
     return Source(path, "cityscapes", _read(files, options or ReadOptions(), log or FaultLog()))
 
 
-def _read(files: Mapping[str, tuple[Path, Path]], options: ReadOptions, log: FaultLog) -> dict[str, SplitContent]:
+def _read(files: _Files, options: ReadOptions, log: FaultLog) -> dict[str, SplitContent]:
     splits: dict[str, SplitContent] = {}
-    for split, (file, image_root) in files.items():
-        annotations, findings = inspect_coco(file, image_root, options, log)
+    for split, (file, image_roots) in files.items():
+        document = read_document(file)
+        image_root = _root_of_first(document, image_roots)
+        annotations, findings = check_coco(document, image_root, options, log)
         splits[split] = SplitContent(annotations, image_root, findings)
     return splits
 
 
-def _files(path: Path) -> dict[str, tuple[Path, Path]]:
-    """Return annotation file and image root by split."""
+def _root_of_first(document: CocoDocument, image_roots: Sequence[Path]) -> Path:
+    """Return the folder below which the first image lies: programs disagree on what names are relative to."""
+    name = fields_of(document.images[0]).get("file_name") if document.images else None
+    if not isinstance(name, str) or "\0" in name:
+        return image_roots[0]
+    return next((folder for folder in image_roots if _is_file(folder / name)), image_roots[0])
+
+
+def _files(path: Path) -> _Files:
+    """Return annotation file and folders that its images may be in, the likeliest first, by split."""
     if path.is_file():
-        folder = path.parent
-        return {"train": (path, folder / "images" if (folder / "images").is_dir() else folder)}
+        return {"train": (path, _existing(path.parent / "images", path.parent, *_beside(path)))}
     layout = coco_splits(path)
     if layout:
-        return {name: (split.annotation_file, split.image_root) for name, split in layout.items()}
-    found: dict[str, tuple[Path, Path]] = {}
+        return {name: (split.annotation_file, [split.image_root]) for name, split in layout.items()}
+    found: _Files = {}
     for split, names in SPLIT_NAMES.items():
         for name in names:
             candidates = (
@@ -84,6 +99,26 @@ def _files(path: Path) -> dict[str, tuple[Path, Path]]:
             file = next((candidate for candidate in candidates if candidate.is_file()), None)
             if file is not None:
                 folders = (path / "images" / name, path / name, path / f"{name}2017", path / "images", path)
-                found[split] = (file, next(folder for folder in folders if folder.is_dir()))
+                found[split] = (file, _existing(*folders))
                 break
+    if not found:
+        file = next((path / name for name in _WITHOUT_SPLITS if (path / name).is_file()), None)
+        return {"train": (file, _existing(path / "images", path))} if file else {}
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no system takes
+        return False
+
+
+def _beside(file: Path) -> tuple[Path, ...]:
+    """Return where the images of a file in a folder `annotations` may be besides."""
+    above = file.absolute().parent.parent
+    return (above / "images", above) if file.absolute().parent.name == "annotations" else ()
+
+
+def _existing(*folders: Path) -> list[Path]:
+    return [folder for folder in folders if folder.is_dir()]

@@ -11,9 +11,9 @@ import msgspec
 
 from core.annotations.content import ReadOptions, Source, SplitContent
 from core.annotations.faults import FaultLog
-from core.annotations.images import SUFFIXES
 from core.annotations.json_values import MAX_ID, read_bytes
 from core.annotations.readers.coco_files import SPLIT_NAMES
+from core.annotations.readers.yolo_paths import files_below, is_image
 from core.annotations.records import AnnotationSet, Category
 from core.errors import DataError, UsageError
 
@@ -123,13 +123,14 @@ def _folders(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _recognise(folder: Path, formats: Sequence[SplitFormat]) -> _Export | None:
-    """Return the first format that takes the folder; else one that takes its only annotation file."""
-    export = _first_that_takes(folder, formats)
-    if export is not None:
-        return export
+    """Return a format that takes Roboflow's annotation file; else one that takes the folder, or its only such file."""
     files = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".json", ".csv") and path.is_file()]
     usual = [path for path in files if path.name.startswith("_annotations.")]
-    return _first_that_takes((usual or files)[0], formats) if usual or len(files) == 1 else None
+    for path in (*usual[:1], folder, *(files if len(files) == 1 else ())):
+        export = _first_that_takes(path, formats)
+        if export is not None:
+            return export
+    return None
 
 
 def _first_that_takes(path: Path, formats: Sequence[SplitFormat]) -> _Export | None:
@@ -149,7 +150,7 @@ def _find_exports(path: Path, formats: Sequence[SplitFormat]) -> tuple[dict[str,
     for split, folder in _folders(path):
         export = _recognise(folder, formats)
         if export is None:
-            unknown = next((file for file in sorted(folder.rglob("*")) if _is_unknown(file)), None)
+            unknown = next((folder / name for name in files_below(folder) if not is_image(name)), None)
             if unknown is not None:
                 raise DataError(
                     f"the format of the {split} annotations is not recognised",
@@ -170,10 +171,6 @@ def _find_exports(path: Path, formats: Sequence[SplitFormat]) -> tuple[dict[str,
     if not exports:
         raise DataError("no folder train, valid or test with annotations", where=str(path), code="F03")
     return exports, notes
-
-
-def _is_unknown(file: Path) -> bool:
-    return file.is_file() and file.suffix.lower() not in SUFFIXES and not file.name.startswith(".")
 
 
 def _require_names(contents: Mapping[str, SplitContent], exports: Mapping[str, _Export]) -> None:

@@ -24,7 +24,7 @@ from core.annotations.readers.per_split import is_per_split, read_per_split
 from core.annotations.readers.prepared_folder import read_prepared
 from core.annotations.readers.voc import is_voc, read_voc
 from core.annotations.readers.yolo import is_yolo, read_yolo
-from core.errors import DataError, UsageError, nearest
+from core.errors import DataError, MachineError, UsageError, nearest
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def _candidates(path: Path, options: ReadOptions) -> Iterator[Path]:
         yield path
         return
     if not options.unpack:
-        raise UsageError("an archive has to be unpacked first", where=str(path), hint="unpack it, and name its folder")
+        message = "a check or a dry run writes nothing, so that the archive has to be unpacked before"
+        raise UsageError(message, where=str(path), hint="unpack it, and name its folder")
     yield from content_folders(unpack_beside(path))
 
 
@@ -138,12 +139,13 @@ def read_source(
         DataError: no format fits, or the source has a fault.
     """
     options, log = options or ReadOptions(), log or FaultLog()
+    format_name = format_name.lower() if format_name else None
     if format_name is not None and format_name not in format_names():
         raise UsageError(
             f"'{format_name}' is no format of a source", where="--format", hint=nearest(format_name, format_names())
         )
     if not os.path.exists(path):  # noqa: PTH110 - Path raises for names that are too long
-        raise DataError("no such folder or file", where=str(path), code="F19")
+        raise DataError("no such folder or file", where=str(path), hint="check the path", code="F19")
     given = path
     path, row = _recognise(path, format_name, options)
     if options.one_based and not row.counts_from_one:
@@ -153,7 +155,11 @@ def read_source(
         flag = "--boxes" if options.boxes != "xywh" else "--allow-unlisted"
         message = f"means something to COCO files alone, this source is {row.name}"
         raise UsageError(message, where=flag, hint="leave it out")
-    source = row.read(path, options, log)
+    try:
+        source = row.read(path, options, log)
+    except OSError as error:
+        hint = "check the permissions of the source"
+        raise MachineError(f"cannot be read: {error.strerror}", where=str(error.filename or path), hint=hint) from error
     if path == given:
         return source
     note = f"{given} was unpacked to {path}: the data set uses the images there"

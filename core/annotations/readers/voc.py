@@ -79,7 +79,7 @@ def read_voc(source: Path, options: ReadOptions | None = None, log: FaultLog | N
         for folder in (source / name for name in _IMAGE_FOLDERS)
         if folder.is_dir() and (folder == source or any(_is_image(path) for path in folder.iterdir()))
     )
-    xml_of_stem = {path.stem: path for path in sorted(xml_folder.glob("*.xml"))}
+    xml_of_stem = {path.stem: path for path in _xml_files(xml_folder)}
     images_of_stem: dict[str, list[str]] = defaultdict(list)
     for path in sorted(image_root.iterdir()):
         if _is_image(path):
@@ -122,7 +122,12 @@ def _require_pixels(pictures: Iterable[_Picture], xml_folder: Path) -> None:
 
 def _xml_folder(source: Path) -> Path | None:
     folders = (source / name for name in _XML_FOLDERS)
-    return next((folder for folder in folders if folder.is_dir() and any(folder.glob("*.xml"))), None)
+    return next((folder for folder in folders if folder.is_dir() and _xml_files(folder)), None)
+
+
+def _xml_files(folder: Path) -> list[Path]:
+    """Return the XML files of a folder; hidden ones are no annotations, but what macOS leaves on other disks."""
+    return sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:

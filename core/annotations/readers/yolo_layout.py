@@ -73,13 +73,19 @@ def find_layout(path: Path, log: FaultLog) -> YoloLayout:
 
 def find_descriptions(path: Path) -> list[Path]:
     """Return the YAML files that may describe a data set: this file; or the one in this folder that has a usual name;
-    or all others in it that name classes. The dataset.yaml of `prepare-data` is none.
+    or all others in it that name classes. One of a usual name may name splits alone. The dataset.yaml of
+    `prepare-data` is none.
     """
     if path.is_file():
         is_yaml = path.suffix.lower() in _YAML_SUFFIXES
         return [path] if is_yaml and b"format_version" not in _keys_in(path) else []
     files = {file: _keys_in(file) for file in list_folder(path) if file.suffix.lower() in _YAML_SUFFIXES}
-    others = [file for file, keys in files.items() if keys & {b"names", b"nc"} and b"format_version" not in keys]
+    others = [
+        file
+        for file, keys in files.items()
+        if b"format_version" not in keys
+        and (keys & {b"names", b"nc"} or (file.name in _MAIN_YAML and {b"train", b"val"} <= keys))
+    ]
     usual = [file for name in _MAIN_YAML for file in others if file.name == name]
     return usual[:1] or others
 
@@ -90,7 +96,7 @@ def _keys_in(file: Path) -> set[bytes]:
         return set()
     with file.open("rb") as stream:
         start = stream.read(_PEEK_BYTES).removeprefix(b"\xef\xbb\xbf")
-    return set(re.findall(rb"^[\"']?(names|nc|format_version)[\"']?[ \t]*:", start, re.MULTILINE))
+    return set(re.findall(rb"^[\"']?(names|nc|train|val|format_version)[\"']?[ \t]*:", start, re.MULTILINE))
 
 
 def find_data_file(path: Path) -> Path | None:

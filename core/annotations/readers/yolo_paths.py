@@ -16,6 +16,7 @@ from core.files import NamesWithin
 
 _MAX_LETTERS, _MAX_PARTS = 4096, 64
 _MAX_LOOKS = 100_000
+_MAX_DEPTH = 100
 _SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test)\d*", re.IGNORECASE)
 
 
@@ -39,19 +40,21 @@ def list_folder(folder: Path) -> list[Path]:
 
 def images_below(folder: Path) -> list[str]:
     """Return the sorted names of the images in a folder and in those below it; links to folders are not followed."""
-    return sorted(name for name in _files_below(folder) if is_image(name))
+    return sorted(name for name in files_below(folder) if is_image(name))
 
 
 def first_images(folder: Path, number: int) -> list[str]:
     """Return a few of the names that `images_below` returns; none if a hundred thousand other files come first."""
-    files = islice(_files_below(folder), _MAX_LOOKS)
+    files = islice(files_below(folder), _MAX_LOOKS)
     return list(islice(filter(is_image, files), number))
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the names of the files in a folder and in those below it, a hundred deep at most, but for hidden ones."""
     for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
         below = Path(here).relative_to(folder)
+        is_deepest = len(below.parts) >= _MAX_DEPTH  # os.walk calls itself for every level before Python 3.12
+        folders[:] = [] if is_deepest else sorted(name for name in folders if not is_hidden(name))
         yield from ((below / name).as_posix() for name in sorted(files) if not is_hidden(name))
 
 
