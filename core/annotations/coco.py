@@ -361,11 +361,16 @@ def _check_boxes(annotations: AnnotationSet, read: _Read, path: Path, log: Fault
 
 
 def write_coco(path: Path, annotations: AnnotationSet) -> None:
-    """Write a COCO file; equal annotations give equal bytes.
+    """Write a COCO file; see `encode_coco`.
 
     Raises:
         MachineError: the folder cannot be written.
     """
+    write_atomic(path, encode_coco(annotations))
+
+
+def encode_coco(annotations: AnnotationSet) -> bytes:
+    """Return a COCO file; equal annotations give equal bytes."""
     content = {
         "info": {},  # pycocotools' loadRes asks for it
         "images": [CocoImage(image.id, image.file_name, image.width, image.height) for image in annotations.images],
@@ -382,7 +387,7 @@ def write_coco(path: Path, annotations: AnnotationSet) -> None:
         ],
         "categories": [CocoCategory(category.id, category.name) for category in annotations.categories],
     }
-    write_atomic(path, msgspec.json.encode(content) + b"\n")
+    return msgspec.json.encode(content) + b"\n"
 
 
 def _box_text(box_xywh_px: Iterable[float]) -> str:

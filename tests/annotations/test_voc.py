@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from core.annotations.content import ReadOptions
+from core.annotations.faults import FaultLog
 from core.annotations.readers.voc import is_voc, read_voc
 from core.errors import DataError
 
@@ -179,3 +180,15 @@ def test_no_boxes_and_no_xml(tmp_path: Path) -> None:
         read_voc(root)
     with pytest.raises(DataError, match="no Pascal VOC folder"):
         read_voc(tmp_path)
+
+
+def test_f04_image_that_two_files_describe(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "voc")
+    for stem in ("a7", "a8"):
+        put_xml(root, voc_xml("a2.jpg", [("ant", 3, 4, 13, 24)]), stem)
+    with pytest.raises(DataError, match="'a2.jpg' is described already by a2.xml") as raised:
+        read_voc(root)
+    assert raised.value.code == "F04"
+    log = FaultLog(drops=True)
+    assert len(read_voc(root, log=log).splits["train"].annotations.images) == 6
+    assert [(fault.code, fault.count) for fault in log.faults] == [("F04", 2)]

@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 from core.annotations.images import open_image
 from core.annotations.readers.yolo import is_yolo, read_yolo
+from core.annotations.readers.yolo_paths import first_images
 from core.annotations.records import Category
 from core.annotations.writers.yolo import write_yolo
 
@@ -150,6 +151,22 @@ def test_what_is_not_yolo(tmp_path: Path) -> None:
     for path in (captions, ours, odd, ours / "dataset.yaml", odd / "a.json", tmp_path / "missing", tmp_path):
         assert not is_yolo(path)
         refused(path, "F03", "no YOLO data set")
+
+
+def test_a_thousand_folders_in_each_other(tmp_path: Path) -> None:
+    root = put(tmp_path, {"images/a.png": "", "images/a.txt": LINE})
+    deepest = root
+    for _ in range(1200):
+        deepest /= "x"
+        deepest.mkdir()
+    try:
+        assert is_yolo(root)
+        assert names_of(read_yolo(root)) == {"train": ["a.png"]}
+        assert first_images(root / "x", 1) == []
+    finally:  # functions that remove trees call themselves for every level, too
+        while deepest != root:
+            deepest.rmdir()
+            deepest = deepest.parent
 
 
 def test_obj_data_given_as_file(tmp_path: Path) -> None:

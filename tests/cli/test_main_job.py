@@ -38,7 +38,7 @@ def test_the_run_folder_holds_what_the_design_says(trained: Path) -> None:
 def test_train_says_which_recipe_and_which_images_it_took(demo: Path, tmp_path: Path) -> None:
     done = succeed("train", "--out", tmp_path / "run", *TINY, cwd=demo)
     assert "took the recipe 'demo'" in done.stderr
-    assert "all 240 images of the train split" in done.stderr
+    assert "240 images, the train split" in done.stderr
     weightless = ["train", "--preset", "none", "--out", "runs/none", "--model", "detr"]
     done = dedetr(*weightless, cwd=demo, TORCH_HOME=str(tmp_path / "empty"))
     assert done.returncode == 5, done.stderr

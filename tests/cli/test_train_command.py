@@ -209,7 +209,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(train: Train, d
         "num_epochs": 2, "learning_rates": {"model": 1e-3}, "schedule": "step", "precision": "float32",
     }  # fmt: skip
     assert {key: value for key, value in plan.items() if not key.endswith("_parameters")} == expected
-    assert "all 240 images of the train split" in said
+    assert "240 images, the train split" in said
     assert "drop after epoch 9, which 2 epochs do not reach" in said
     assert tree(demo) == before
     code, printed, said = train("--dry-run", *flags, "--out", "runs/new", cwd=demo)

@@ -87,12 +87,18 @@ def read_voc(source: Path, options: ReadOptions | None = None, log: FaultLog | N
     stems_of_split = _read_lists(source, set(xml_of_stem)) or {"train": list(xml_of_stem)}
     listed = sorted({stem for stems in stems_of_split.values() for stem in stems})
     pictures: dict[str, _Picture] = {}
+    stem_of_name: dict[str, str] = {}
     for stem in listed:
         picture = log.attempt(
             _read_picture, xml_of_stem[stem], images_of_stem[stem], image_root, options.one_based, log
         )
-        if picture is not None:
+        if picture is None:
+            continue
+        earlier = stem_of_name.setdefault(picture.file_name, stem)
+        if earlier == stem:
             pictures[stem] = picture
+        else:
+            log.invalid(_described_twice(picture.file_name, xml_of_stem[stem], xml_of_stem[earlier]))
     _require_pixels(pictures.values(), xml_folder)
     class_names = sorted({box.class_name for picture in pictures.values() for box in picture.boxes})
     categories = tuple(Category(index, name) for index, name in enumerate(class_names, start=1))
@@ -106,6 +112,15 @@ def read_voc(source: Path, options: ReadOptions | None = None, log: FaultLog | N
     num_unlisted = len(xml_of_stem) - len(listed)
     notes = (f"XML files that are in no list, left out: {num_unlisted}",) if num_unlisted else ()
     return Source(source, "voc", splits, notes)
+
+
+def _described_twice(file_name: str, xml: Path, earlier: Path) -> DataError:
+    return DataError(
+        f"the image {file_name!r} is described already by {earlier.name}",
+        where=str(xml),
+        hint="put the objects of both into one file",
+        code="F04",
+    )
 
 
 def _require_pixels(pictures: Iterable[_Picture], xml_folder: Path) -> None:
