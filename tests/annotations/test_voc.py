@@ -186,7 +186,7 @@ def test_f04_image_that_two_files_describe(tmp_path: Path) -> None:
     root = make_voc(tmp_path / "voc")
     for stem in ("a7", "a8"):
         put_xml(root, voc_xml("a2.jpg", [("ant", 3, 4, 13, 24)]), stem)
-    with pytest.raises(DataError, match="'a2.jpg' is described already by a2.xml") as raised:
+    with pytest.raises(DataError, match=r"'a2\.jpg' is described already by a2\.xml") as raised:
         read_voc(root)
     assert raised.value.code == "F04"
     log = FaultLog(drops=True)
