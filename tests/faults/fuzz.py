@@ -140,7 +140,7 @@ def _damage(random: Random, tree: SpoiltTree) -> None:
     elif action == 2:
         tree[name] = Folder()
     elif action == 3:
-        to = pick(random, ("nowhere", Path(name).name, "..", ".", "/etc/hostname", "../../..", Path(other).name, "a\n"))
+        to = pick(random, ("nowhere", Path(name).name, "..", ".", "/etc/hostname", Path(other).name, "a\n"))
         tree[name] = Link(to)
     elif action == 4:
         tree[name], tree[other] = tree[other], tree[name]

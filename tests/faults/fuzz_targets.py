@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+import scipy.fft  # noqa: F401 - the check loads it when it first needs it, which is not a file's doing
 import yaml
 
 from core.annotations.checks.advice import TrainingSettings
