@@ -9,10 +9,11 @@ def main() -> None:
     """Run the command line and exit with its code; see `dedetr_cli.app`."""
     try:
         from dedetr_cli.app import main as run
-    except KeyboardInterrupt:
+
+        run()
+    except KeyboardInterrupt:  # before or after all that the command itself looks after
         sys.stderr.write("error: stopped by Ctrl-C\n")
         sys.exit(130)
-    run()
 
 
 if __name__ == "__main__":

@@ -55,6 +55,19 @@ def _start_worker(worker_id: int) -> None:
         threading.Thread(target=_end_when_parent_says, daemon=True).start()
 
 
+@contextmanager
+def _sigterm_held_back() -> Iterator[None]:
+    """Let workers that are forked now, and all threads that libraries start in them, begin without hearing SIGTERM."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_when_parent_says() -> None:
     """End this worker on a SIGTERM from its parent, which has given up waiting; leave those of others unheard."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -117,7 +130,9 @@ class _Loader:
     def _iterate(self) -> Iterator[Batch]:
         try:
             with data_worker_errors():
-                for batch in self._loader:
+                with _sigterm_held_back():
+                    batches = iter(self._loader)
+                for batch in batches:
                     if isinstance(batch, DedetrError):
                         raise batch
                     yield batch
