@@ -44,14 +44,14 @@ def drop(values: Tensor, dropout: float) -> Tensor:
     """
     if dropout == 0:
         return values
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(values, dropout)
     return values * _draw_factors(values, dropout)
 
 
 def relu_and_drop(values: Tensor, dropout: float) -> Tensor:
     """Return `drop` of the positive part of values, of which nothing but the result is kept for the backward pass."""
-    if dropout == 0 or values.device.type != "cpu":
+    if dropout == 0 or values.device.type != "cpu" or torch.compiler.is_compiling():
         return drop(F.relu(values), dropout)
     dropped: Tensor = _ReluAndDrop.apply(values, dropout)
     return dropped
