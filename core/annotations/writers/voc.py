@@ -72,13 +72,14 @@ def _plain(name: str) -> str:
 
 
 def _file_names(names: Iterable[str]) -> list[str]:
-    """Return names without folders, whose stems differ also where a system ignores case."""
+    """Return names without folders and not hidden, whose stems differ also where a system ignores case."""
     stems: list[str] = []
     suffixes: list[str] = []
     for name in names:
         flat = PurePosixPath(name.replace("/", "_"))
         is_image = flat.suffix.lower() in SUFFIXES
-        stems.append(_plain(flat.stem if is_image else flat.name))
+        stem = _plain(flat.stem if is_image else flat.name)
+        stems.append(f"_{stem[1:]}" if stem.startswith(".") else stem)  # hidden files are not read
         suffixes.append(flat.suffix if is_image else ".jpg")  # images are told by content, but found by their suffix
     return [stem + suffix for stem, suffix in zip(unique_names(stems), suffixes, strict=True)]
 
