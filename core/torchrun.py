@@ -8,6 +8,8 @@ from collections.abc import Mapping
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """All of them: job schedulers leave some in every environment."""
 
+_LAUNCHED = "DEDETR_LAUNCHED"
+
 
 def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     """Tell whether this process is one of several that were started together."""
@@ -23,3 +25,14 @@ def num_processes_here(num_processes: int, environment: Mapping[str, str] = os.e
 def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
     """Tell whether this is the process that speaks: the only one, or the first of several."""
     return not started_by_torchrun(environment) or environment["RANK"] == "0"
+
+
+def mark_as_launcher() -> None:
+    """Let all processes that this one starts know that it speaks for them."""
+    os.environ[_LAUNCHED] = str(os.getpid())
+
+
+def was_launched() -> bool:
+    """Tell whether a process that speaks for this one started it."""
+    # The process that launches others has the variable too.
+    return os.environ.get(_LAUNCHED, str(os.getpid())) != str(os.getpid())

@@ -8,10 +8,7 @@ import io
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,7 +19,8 @@ from dedetr_cli.commands import doctor, predict, prepare_data, subsample, train,
 from dedetr_cli.commands import eval as eval_command
 from dedetr_cli.options import debug_wanted
 from dedetr_cli.output import print_error, print_json_error, silence
-from dedetr_cli.uncaught import EXIT_CTRL_C, ctrl_c, explain
+from dedetr_cli.stopping import EXIT_CTRL_C, interrupted, signals_as_ctrl_c
+from dedetr_cli.uncaught import explain
 
 EXIT_USAGE = 2
 
@@ -78,37 +76,19 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show is no reason to fail
     # While the interpreter takes itself apart, Python's own handler has odd things to say of Ctrl-C.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with _ctrl_c_while_loading():
+    with signals_as_ctrl_c(_tell_at_once):
         code = _run()
     sys.exit(code)
 
 
-@contextlib.contextmanager
-def _ctrl_c_while_loading() -> Iterator[None]:
-    """Let Ctrl-C end the process at once while modules are loaded: C++ code in them may abort on an exception."""
-    is_python_s_own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not is_python_s_own or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, _on_ctrl_c)
+def _tell_at_once(stop: Interrupted) -> None:
+    """Say what stopped the command while modules are loaded: our own may be those that are half there."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _on_ctrl_c(_number: int, frame: FrameType | None) -> None:
-    while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
-        frame = frame.f_back
-    if frame is None:
-        raise KeyboardInterrupt
-    try:
-        _tell(ctrl_c())
-    except Exception:  # noqa: BLE001 (our own modules may be those that are half loaded)
-        print_error("stopped by Ctrl-C", None)
+        _tell(stop)
+    except Exception:  # noqa: BLE001 (likewise)
+        print_error(str(stop), None)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    os._exit(EXIT_CTRL_C)
 
 
 def _run() -> int:
@@ -116,7 +96,7 @@ def _run() -> int:
         code = app(prog_name="dedetr", standalone_mode=False)
         sys.stdout.flush()
         if code == EXIT_CTRL_C:
-            _tell(ctrl_c())
+            return _stopped()
         return code if isinstance(code, int) else 0
     except DedetrError as error:
         if debug_wanted():
@@ -132,8 +112,7 @@ def _run() -> int:
         _tell(UsageError(text, where=_flag_of(error), hint=_help_hint(error)), text)
         return EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
-        _tell(ctrl_c())
-        return EXIT_CTRL_C
+        return _stopped()
     except BrokenPipeError:
         silence(sys.stdout)  # the reader of our output went away (`| head`)
         return 0
@@ -148,6 +127,13 @@ def _run() -> int:
         explained = explain(error)
         _tell(explained)
         return explained.exit_code
+
+
+def _stopped() -> int:
+    """Say by which signal the command was stopped; return its exit code."""
+    stop = interrupted()
+    _tell(stop)
+    return stop.exit_code
 
 
 def _tell(error: DedetrError, text: str | None = None) -> None:
@@ -165,7 +151,7 @@ def _tell(error: DedetrError, text: str | None = None) -> None:
     else:
         error.hint = error.hint or api.hint_for(error.code)
         api.report_error(error)
-        if api.was_launched() and not isinstance(error, Interrupted):
+        if api.was_launched():
             return
         # Of an error in one of torchrun's processes the others have nothing to tell.
         tells_json = api.is_main_process()

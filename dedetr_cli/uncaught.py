@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.errors import DedetrError, Interrupted, MachineError
+from core.errors import DedetrError, MachineError
 from core.files import FULL_DISK
-
-EXIT_CTRL_C = 130
+from dedetr_cli.stopping import interrupted
 
 _OURS = ("core", "dedetr_cli")
 _ROOT = Path(__file__).parents[1]
@@ -21,7 +20,7 @@ def explain(error: BaseException) -> DedetrError:
     """Return the error that a user shall read, with its exit code."""
     if any(isinstance(each, KeyboardInterrupt) for each in _chain(error)):
         # Extensions that are stopped while they are loaded raise an ImportError of it, for example.
-        return ctrl_c()
+        return interrupted()
     place = traceback.extract_tb(error.__traceback__)[-1]
     file = _foreign_module(error)
     if file is not None:
@@ -38,11 +37,6 @@ def explain(error: BaseException) -> DedetrError:
         f"this is a bug in dedetr: {type(error).__name__}: {error} ({place.filename}:{place.lineno})",
         hint="please report it, with what the same command prints with --debug",
     )
-
-
-def ctrl_c() -> Interrupted:
-    """Return what is said after Ctrl-C, where there is nothing to save."""
-    return Interrupted("stopped by Ctrl-C", exit_code=EXIT_CTRL_C)
 
 
 def _foreign_module(error: BaseException) -> str | None:

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import DedetrError, MachineError, ProcessLost, UsageError
-from core.torchrun import started_by_torchrun
+from core.errors import DedetrError, Interrupted, MachineError, ProcessLost, UsageError
+from core.torchrun import mark_as_launcher, started_by_torchrun
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-_LAUNCHED = "DEDETR_LAUNCHED"
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _PROCESSES_PER_CORE = 4
 """More of them only take memory, half a gigabyte each, before they do anything."""
@@ -26,13 +25,7 @@ _SECONDS_TO_SAVE = "600"
 """How long processes that were asked to stop may finish their step and save, before they are killed."""
 
 
-def was_launched() -> bool:
-    """Tell whether `launch` started this process."""
-    # The process that launches others has the variable too.
-    return os.environ.get(_LAUNCHED, str(os.getpid())) != str(os.getpid())
-
-
-def launch(command: Sequence[str], num_processes: int) -> int:
+def launch(command: Sequence[str], num_processes: int) -> None:
     """Run a command in several processes on this machine, which find each other as under torchrun.
 
     The variables of this process's environment that tell the others so stay set. Nothing is started again: an error
@@ -42,11 +35,9 @@ def launch(command: Sequence[str], num_processes: int) -> int:
         command: program and arguments.
         num_processes: how many.
 
-    Returns:
-        The exit code: 0, or 130 or 143 where a signal stopped the processes, which then have said so.
-
     Raises:
         UsageError: this process is one of several already, or fewer than one is wanted.
+        Interrupted: a signal stopped the processes.
         DedetrError: the first error of a process, with its exit code.
     """
     if num_processes < 1:
@@ -60,7 +51,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
             where="--nproc",
             hint=f"--nproc {num_cores}",
         )
-    os.environ[_LAUNCHED] = str(os.getpid())
+    mark_as_launcher()
     # Threads of all processes together fill the machine; torchrun itself would give each a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -70,10 +61,9 @@ def launch(command: Sequence[str], num_processes: int) -> int:
         try:
             _start(command, num_processes, folder)
         except ChildFailedError as error:
-            return _first_error(error.failures)
+            raise _first_error(error.failures) from None
         except SignalException as stop:
-            return 130 if stop.sigval.name == "SIGINT" else 143
-    return 0
+            raise _stopped(stop.sigval.name, Path(folder)) from None
 
 
 def _start(command: Sequence[str], num_processes: int, folder: str) -> None:
@@ -103,25 +93,39 @@ def _start(command: Sequence[str], num_processes: int, folder: str) -> None:
     elastic_launch(config, command[0])(*command[1:])
 
 
-def _first_error(failures: Mapping[int, ProcessFailure]) -> int:
-    """Raise the first error of the processes as the error that it was; return the exit code of those that were stopped.
+def _first_error(failures: Mapping[int, ProcessFailure]) -> DedetrError:
+    """Return the first error of the processes as the error that it was.
 
     Errors that follow from the loss of another process come last, whenever they were written.
     """
     reports = [(_report_of(failure), failure) for failure in failures.values()]
     report, failure = min(reports, key=lambda pair: (pair[0].get("is_consequence", True), pair[0].get("time", 0.0)))
-    if failure.exitcode in (130, 143):
-        return failure.exitcode
     if "exit_code" in report:
-        error = DedetrError(report["text"], where=report["where"], hint=report["hint"], code=report["code"])
-        error.exit_code = report["exit_code"]
-        raise error
+        return _error_of(report)
+    if failure.exitcode in (130, 143):
+        # It was stopped before it could report anything.
+        return Interrupted(f"process {failure.local_rank} was stopped by a signal", exit_code=failure.exitcode)
     how = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
-    raise MachineError(
+    return MachineError(
         f"process {failure.local_rank} ended {how}",
         where="--nproc",
         hint="the machine may be short of memory: use fewer processes, or more --accumulate",
     )
+
+
+def _stopped(signal_name: str, folder: Path) -> DedetrError:
+    """Return what the main process has reported after a signal to all: what it saved, if it came to that."""
+    for file in folder.glob("**/0/error.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return _error_of(json.loads(file.read_text(encoding="utf-8"))["message"]["extraInfo"])
+    name = "Ctrl-C" if signal_name == "SIGINT" else signal_name
+    return Interrupted(f"stopped by {name}", exit_code=130 if signal_name == "SIGINT" else 143)
+
+
+def _error_of(report: Mapping[str, Any]) -> DedetrError:
+    error = DedetrError(report["text"], where=report["where"], hint=report["hint"], code=report["code"])
+    error.exit_code = report["exit_code"]
+    return error
 
 
 def _report_of(failure: ProcessFailure) -> dict[str, Any]:

@@ -56,11 +56,12 @@ def train(
     """
     from core.device import choose_device
     from core.processes import join_processes
+    from core.trainer.failures import out_of_memory_errors
     from core.trainer.loop import train as run_loop
 
     refuse_contradictions(resume=resume, weights=weights, overwrite=overwrite)
     wanted = choose_device(config.run.device)
-    with join_processes(wanted) as processes:
+    with join_processes(wanted) as processes, out_of_memory_errors(config.data):
         if processes.is_main:
             check_run_folder(out, resume=resume, overwrite=overwrite)
         else:

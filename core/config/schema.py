@@ -212,7 +212,14 @@ class RunConfig(Section):
     evaluator: Literal["auto", "pycocotools", "hotcoco"] = "auto"
     """Who computes AP, with the same numbers: hotcoco (extra `fast-eval`) is many times faster; auto: if installed."""
     checkpoint_every: PositiveInt = 1
-    """Save after every so many epochs, and after the last."""
+    """Save after every so many epochs, as far as `checkpoint_share` allows it, and after the last."""
+    checkpoint_minutes: NonNegativeFloat = 5.0
+    """Save between two steps when the newest checkpoint is this old, as far as `checkpoint_share` allows it."""
+    checkpoint_share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Largest share of the training time that saving may take from it. Checkpoints that a run ends or stops with, and
+    those of a new best AP, are written in any case."""
+    background_saves: bool = True
+    """Write checkpoints while training goes on, from a copy of the weights in memory."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints stay; the best stays besides."""
     log_every: PositiveInt = 10

@@ -27,6 +27,7 @@ class Batch:
         targets: one for each image.
         image_ids: as in the annotation file.
         original_sizes_hw: (B, 2) int64, height and width in pixels before any transform.
+        file_names: as in the annotation file; empty where an image has none.
     """
 
     pixels: Tensor
@@ -35,6 +36,7 @@ class Batch:
     targets: tuple[Target, ...]
     image_ids: tuple[int, ...]
     original_sizes_hw: Tensor
+    file_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -63,6 +65,17 @@ class Batch:
             original_sizes_hw=self.original_sizes_hw.to(device, non_blocking=True),
         )
 
+    def share_memory(self) -> None:
+        """Move all tensors into memory that processes share, in place.
+
+        Raises:
+            RuntimeError: there is not enough of it.
+        """
+        labels = [tensor for target in self.targets for tensor in (target.boxes_cxcywh_norm, target.labels)]
+        for tensor in (self.pixels, self.original_sizes_hw, *labels):
+            if tensor.numel():
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+
     def pin_memory(self) -> Batch:
         """Return the batch with all that `to` moves in page-locked memory; called by PyTorch's DataLoader."""
         pixels, original_sizes_hw = self.pixels.pin_memory(), self.original_sizes_hw.pin_memory()
@@ -87,6 +100,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=tuple(sample.target for sample in samples),
         image_ids=tuple(sample.image_id for sample in samples),
         original_sizes_hw=torch.tensor([sample.original_size_hw for sample in samples], dtype=torch.int64),
+        file_names=tuple(sample.file_name for sample in samples),
     )
 
 

@@ -38,6 +38,7 @@ class Sample:
         image_id: its id in the annotation file.
         original_size_hw: height and width in pixels before any transform.
         normalisation: what pixels still need before a model sees them.
+        file_name: as in the annotation file; empty where there is none.
     """
 
     pixels: Tensor
@@ -45,6 +46,7 @@ class Sample:
     image_id: int
     original_size_hw: tuple[int, int]
     normalisation: Normalisation
+    file_name: str = ""
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -114,7 +116,8 @@ class DetectionDataset(Dataset[Sample]):
         generator = derived_generator("augmentation", self.seed, epoch, index)
         pixels, boxes_cxcywh_norm, labels, normalisation = self.transform(image, boxes_xyxy_px, labels, generator)
         target = Target(boxes_cxcywh_norm, labels)
-        return Sample(pixels, target, record.id, (record.height, record.width), normalisation)
+        size_hw = (record.height, record.width)
+        return Sample(pixels, target, record.id, size_hw, normalisation, record.file_name)
 
     def _decoded(self, index: int) -> Tensor:
         """Return the image at `index` as its file has it: (3, H, W) uint8, channels-last in memory."""

@@ -7,11 +7,13 @@ import os
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from core.config.schema import DataConfig
 from core.datasets.batches import Batch, EvalBatches, TrainBatches, collate
@@ -42,14 +44,24 @@ def _collate_or_report(samples: Sequence[Sample | DedetrError]) -> Batch | Dedet
         if isinstance(sample, DedetrError):
             return sample
         good.append(sample)
-    return collate(good)
+    batch = collate(good)
+    worker = get_worker_info()
+    if worker is not None:
+        # PyTorch would do so in a thread of its own, where an error loses the batch: the parent waits for it forever.
+        try:
+            batch.share_memory()
+        except RuntimeError as error:
+            return _worker_error(f"data worker {worker.id} has no shared memory for a batch: {_first_line(error)}")
+    return batch
 
 
 def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C and the scheduler's SIGTERM reach the whole process group. The parent decides what to do, saves,
-    # and ends its workers; they also end by themselves when it is gone.
+    # Ctrl-C and the scheduler's SIGTERM and SIGUSR1 reach the whole process group. The parent decides what to do,
+    # saves, and ends its workers; they also end by themselves when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where SIGTERM keeps its meaning
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_says, daemon=True).start()
@@ -75,6 +87,15 @@ def _end_when_parent_says() -> None:
     os._exit(0)
 
 
+def _worker_error(message: str) -> MachineError:
+    hint = "the machine may be short of memory or of /dev/shm: use fewer workers, or 0"
+    return MachineError(message, where="data.num_workers", hint=hint)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip()
+
+
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid|shared memory(\(shm\)| object)")
 
 
@@ -88,14 +109,17 @@ def data_worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if not _DEAD_WORKER.search(text):
+        if not _DEAD_WORKER.search(str(error)):
             raise
-        raise MachineError(
-            f"a data worker died: {text.splitlines()[0]}",
-            where="data.num_workers",
-            hint="the machine may be short of memory or of /dev/shm: use fewer workers, or 0",
-        ) from error
+        raise _worker_error(f"a data worker died: {_first_line(error)}") from error
+
+
+def _forget_half_made(error: OSError) -> None:
+    """Let an iterator that was not finished go in silence: PyTorch would print a traceback about what it lacks."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        iterator = frame.f_locals.get("self")
+        if isinstance(iterator, _BaseDataLoaderIter) and not hasattr(iterator, "_workers"):
+            iterator._shutdown = True  # type: ignore[attr-defined]
 
 
 class _Loader:
@@ -130,8 +154,7 @@ class _Loader:
     def _iterate(self) -> Iterator[Batch]:
         try:
             with data_worker_errors():
-                with _sigterm_held_back():
-                    batches = iter(self._loader)
+                batches = self._start()
                 for batch in batches:
                     if isinstance(batch, DedetrError):
                         raise batch
@@ -139,6 +162,15 @@ class _Loader:
         except Exception:
             self.close()
             raise
+
+    def _start(self) -> Iterator[Batch | DedetrError]:
+        """Start the workers, where there are any and they do not run yet."""
+        try:
+            with _sigterm_held_back():
+                return iter(self._loader)
+        except OSError as error:
+            _forget_half_made(error)
+            raise _worker_error(f"the data workers cannot be started: {error.strerror or error}") from error
 
     def close(self) -> None:
         """End the workers at once; iterating again starts new ones.
@@ -149,6 +181,9 @@ class _Loader:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
+            for worker in getattr(iterator, "_workers", ()):
+                if worker.is_alive():  # it hears nothing: its disk is gone, say
+                    worker.kill()
 
 
 class TrainLoader(_Loader):

@@ -79,7 +79,7 @@ def read_weights(path: Path, trust: bool = False) -> LoadedWeights:
     """
     content = read_weight_file(path, trust=trust, can_trust=True)
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
-        return _read_ours(content, path)
+        return unpack_weights(content, path)
     state = find_state(content, path)
     args = content.get("args") if isinstance(content, Mapping) else None
     return LoadedWeights(
@@ -92,7 +92,16 @@ def read_weights(path: Path, trust: bool = False) -> LoadedWeights:
     )
 
 
-def _read_ours(content: Mapping[str, Any], path: Path) -> LoadedWeights:
+def unpack_weights(content: Mapping[str, Any], path: Path) -> LoadedWeights:
+    """Return what `pack_weights` has packed.
+
+    Args:
+        content: of a file of our format.
+        path: of the file.
+
+    Raises:
+        CheckpointError: it is of another format version, or damaged.
+    """
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from core.assembly import Assembly
 from core.config.schema import DataConfig
-from core.datasets.batches import Batch
 from core.errors import DivergedError, MachineError
-from core.files import machine_errors
+from core.losses.criterion import Normalisers
+from core.processes import Processes
+from core.trainer.diverged import write_diverged_step
+from core.trainer.parts import Part
+from core.trainer.precision import MixedPrecision
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
 
 
 @contextmanager
@@ -21,16 +28,18 @@ def out_of_memory_errors(data: DataConfig) -> Iterator[None]:
     """Turn an allocation that failed, on the device or the host, into a `MachineError` that says what helps."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         text = str(error)
-        is_certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not is_certain and "out of memory" not in text and "can't allocate memory" not in text:
+        is_certain = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+            isinstance(error, OSError) and error.errno == errno.ENOMEM
+        )
+        if not is_certain and not any(words in text for words in _NO_MEMORY):
             raise
         reason = text.splitlines()[0] if text else "the host has none left"
         raise MachineError(
             f"out of memory: {reason}",
             where=f"data.batch_size {data.batch_size}, data.short_side {data.short_side}",
-            hint="make data.batch_size smaller (--batch-size), or data.short_side (--short-side)",
+            hint="take a batch in parts (--accumulate), or make it (--batch-size) or the images (--short-side) smaller",
         ) from error
 
 
@@ -43,40 +52,62 @@ def non_finite_terms(loss: float, terms: Mapping[str, float]) -> list[str]:
 
 
 def diverged(
-    reason: str, *, step: int, batch: Batch, model: torch.nn.Module, folder: Path, rank: int = 0
+    reason: str,
+    *,
+    assembly: Assembly,
+    parts: Sequence[Part],
+    losses: Sequence[Mapping[str, float]] = (),
+    normalisers: Normalisers,
+    precision: MixedPrecision,
+    step: int,
+    epoch: int,
+    folder: Path,
+    processes: Processes,
+    parameters: Sequence[str] = (),
 ) -> DivergedError:
-    """Return the error of a run whose numbers are no longer finite; keep batch and weights to replay the step.
+    """Return the error of a run whose numbers are no longer finite; keep all that it takes to make the step again.
 
     Args:
         reason: what is not finite.
-        step: number of the step that was not made, from 1.
-        batch: what the model saw.
-        model: as it was before the step.
-        folder: `step-N.pt` (with the rank behind it, unless 0) is written there, readable by
-            `torch.load(weights_only=True)`.
-        rank: of this process.
+        assembly: its model is as it was before the step.
+        parts: those to blame, or all of this process.
+        losses: loss and terms of these parts, as far as they are known.
+        normalisers: of the whole step.
+        precision: of the step.
+        step: optimizer steps done before.
+        epoch: epochs done before.
+        folder: `step-N.pt` (with the rank behind it, unless 0) is written there, see `core.trainer.diverged`.
+        processes: that share the step.
+        parameters: whose gradients are not finite, where it is them.
     """
-    path = folder / (f"step-{step:08d}.pt" if rank == 0 else f"step-{step:08d}-rank-{rank}.pt")
-    images = batch.images
-    content: dict[str, Any] = {
-        "model": model.state_dict(),
-        "image_ids": list(batch.image_ids),
-        "pixels": images.pixels,
-        "padding_mask": images.padding_mask,
-        "sizes_hw": images.sizes_hw,
-        "boxes_cxcywh_norm": [target.boxes_cxcywh_norm for target in batch.targets],
-        "labels": [target.labels for target in batch.targets],
-    }
-    kept = f"the batch is kept in {path}"
+    if parameters:
+        others = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
+        reason = f"{reason} ({parameters[0]}{others})"
+    rank = processes.rank
+    path = folder / (f"step-{step + 1:08d}.pt" if rank == 0 else f"step-{step + 1:08d}-rank-{rank}.pt")
+    kept = f"the step is kept in {path}"
+    hint = f"`dedetr train --replay {shlex.quote(str(path))}` makes it again and tells what breaks"
     try:
-        with machine_errors(path, "keep the batch"):
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(content, path)
-    except (MachineError, RuntimeError) as error:
-        kept = f"the batch could not be kept: {error}"
-    shown = ", ".join(map(str, batch.image_ids[:8])) + (", ..." if len(batch.image_ids) > 8 else "")
+        write_diverged_step(
+            path,
+            assembly,
+            parts,
+            losses,
+            normalisers,
+            precision=precision.state_dict(),
+            step=step,
+            epoch=epoch,
+            reason=reason,
+            rank=rank,
+            world_size=processes.world_size,
+        )
+    except (MachineError, MemoryError, RuntimeError) as error:
+        kept = f"the step could not be kept: {str(error) or type(error).__name__}"
+        hint = "lower optimizer.lr, and look at the annotations of these images"
+    image_ids = [image_id for part in parts for image_id in part.batch.image_ids]
+    shown = ", ".join(map(str, image_ids[:8])) + (", ..." if len(image_ids) > 8 else "")
     return DivergedError(
-        f"{reason} at step {step} (image ids {shown}); the weights were not updated, {kept}",
+        f"{reason} at step {step + 1} (image ids {shown}); the weights were not updated, {kept}",
         where="loss",
-        hint="lower optimizer.lr, and look at the annotations of these images; checkpoints are as they were",
+        hint=hint,
     )

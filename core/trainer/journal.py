@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +17,20 @@ from core.processes import Processes
 from core.trainer.checkpoint import Checkpoint, CheckpointFolder
 from core.trainer.metrics_table import write_metrics_csv
 from core.trainer.optimizer import load_optimizer_state
+from core.trainer.pace import SavePace
 from core.trainer.records import Records
 from core.trainer.reporter import CheckpointSaved, Reporter
 from core.trainer.resume import check_same_data, check_same_run
 from core.trainer.run_folder import DatasetIdentity, RunFolder
+from core.trainer.saving import BackgroundTask, copy_to_host
 from core.trainer.state import TrainState
 from core.trainer.step import Stepper
 
 
 class Journal:
     """Writes a run's records and checkpoints in the main process, and nothing in the others.
+
+    A checkpoint is copied in memory, and its files are written by a thread; one at a time.
 
     Args:
         run: the run's folder; None in all processes but the main one.
@@ -34,7 +40,9 @@ class Journal:
         on_first_checkpoint: called once, when there is something to go on from.
 
     Attributes:
-        saved: the state of the newest checkpoint; None before the first.
+        saved: the state of the newest checkpoint, which may still be under way; None before the first.
+        pace: says when the next one is due.
+        has_failed: whether a checkpoint or a record could not be written.
     """
 
     def __init__(
@@ -52,7 +60,11 @@ class Journal:
         self.saved: TrainState | None = None
         self._on_first_checkpoint = on_first_checkpoint
         self._records: Records | None = None
-        self._checkpoints = CheckpointFolder(run.checkpoints, assembly.config.run.keep_checkpoints) if run else None
+        self._settings = settings = assembly.config.run
+        self._checkpoints = CheckpointFolder(run.checkpoints, settings.keep_checkpoints) if run else None
+        self.has_failed = False
+        self._under_way: BackgroundTask[CheckpointSaved] | None = None
+        self.pace = SavePace(settings.checkpoint_share, settings.checkpoint_minutes)
 
     def resume(self, stepper: Stepper, dataset: DatasetIdentity, *, override: bool) -> tuple[TrainState, int]:
         """Take over the newest whole checkpoint, in all processes.
@@ -95,12 +107,20 @@ class Journal:
         """
         if self.run is not None:
             self._records = Records(self.run.metrics_file, offset)
+        self.pace = SavePace(self._settings.checkpoint_share, self._settings.checkpoint_minutes)
         return contextlib.closing(self)
 
     def close(self) -> None:
-        """End the records."""
-        if self._records is not None:
-            self._records.close()
+        """Finish the checkpoint under way, and end the records.
+
+        Raises:
+            MachineError: the checkpoint could not be written.
+        """
+        try:
+            self.finish_save()
+        finally:
+            if self._records is not None:
+                self._records.close()
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Write a line of `metrics.jsonl`, and after an evaluation `metrics.csv`.
@@ -111,42 +131,107 @@ class Journal:
         """
         if self._records is None or self.run is None:
             return
-        self._records.write(kind, values)
-        if kind == "eval":
-            write_metrics_csv(self.run.metrics_file, self.run.metrics_table)
+        try:
+            self._records.write(kind, values)
+            if kind == "eval":
+                write_metrics_csv(self.run.metrics_file, self.run.metrics_table)
+        except Exception:
+            self.has_failed = True
+            raise
+
+    @property
+    def is_due_between_steps(self) -> bool:
+        """Whether the newest checkpoint is old enough for another one; always False where none is written."""
+        return self._checkpoints is not None and self._under_way is None and self.pace.is_due_between_steps()
 
     def save(self, state: TrainState, stepper: Stepper) -> None:
-        """Write a checkpoint of this very moment.
+        """Write a checkpoint of this very moment, in the background if the configuration says so.
 
         Raises:
-            MachineError: it cannot be written; earlier ones are as they were.
+            MachineError: it, or the one before, cannot be written; earlier ones are as they were.
         """
         self.saved = TrainState.from_dict(state.to_dict())
-        if self._checkpoints is None or self._records is None:
+        if self._checkpoints is None:
             return
-        model = pack_weights(stepper.best_model.state_dict(), self.assembly.config.model_dump(), self.assembly.classes)
-        training = {
-            "optimizer": stepper.optimizer.state_dict(),
-            "precision": stepper.precision.state_dict(),
-            "state": state.to_dict(),
-            "metrics_bytes": self._records.sync(),
-            "num_threads": torch.get_num_threads(),
-        }
-        if stepper.average is not None:
-            training |= {"average": stepper.average.state_dict(), "model": stepper.model.state_dict()}
-        is_best = state.best_step == state.step
-        folder = self._checkpoints.save(state.step, model, training, is_best=is_best)
+        began = time.monotonic()
+        self.finish_save()
+        work = self._make_save(self._checkpoints, state, stepper)
+        self._under_way = BackgroundTask(work)
+        if not self._settings.background_saves:
+            self.finish_save()
+        self.pace.saved(time.monotonic() - began)
+
+    def poll_save(self) -> None:
+        """Tell of the checkpoint under way, if it is there now.
+
+        Raises:
+            MachineError: it could not be written.
+        """
+        if self._under_way is not None and self._under_way.is_done:
+            self.finish_save()
+
+    def finish_save(self) -> None:
+        """Wait for the checkpoint under way, and tell of it.
+
+        Raises:
+            MachineError: it could not be written.
+        """
+        task = self._under_way
+        if task is None:
+            return
+        try:
+            event = task.result()
+        except Exception:
+            self.has_failed = True
+            raise
+        finally:
+            if task.is_done:  # and the waiting was not stopped by a signal
+                self._under_way = None
         if self._on_first_checkpoint is not None:
             self._on_first_checkpoint()
             self._on_first_checkpoint = None
-        self.reporter.checkpoint_saved(CheckpointSaved(folder, state.step, is_best))
+        self.reporter.checkpoint_saved(event)
 
     def save_if_changed(self, state: TrainState, stepper: Stepper) -> None:
-        """Write a checkpoint unless the newest is of this moment."""
+        """Write a checkpoint unless the newest is of this moment, and wait for it.
+
+        Raises:
+            MachineError: it cannot be written.
+        """
         saved = self.saved
         here = (state.step, state.epoch, state.batches_done)
         if saved is None or here != (saved.step, saved.epoch, saved.batches_done):
             self.save(state, stepper)
+        self.finish_save()
+
+    def _make_save(
+        self, checkpoints: CheckpointFolder, state: TrainState, stepper: Stepper
+    ) -> Callable[[], CheckpointSaved]:
+        """Take down all that a checkpoint of this moment holds; return the function that writes it."""
+        records = self._records
+        if records is None:
+            raise ValueError("there are no records to save")
+        take = copy_to_host if self._settings.background_saves else _as_it_is
+        weights = take(stepper.best_model.state_dict())
+        model = pack_weights(weights, self.assembly.config.model_dump(), self.assembly.classes)
+        training = {
+            "optimizer": take(stepper.optimizer.state_dict()),
+            "precision": stepper.precision.state_dict(),
+            "state": state.to_dict(),
+            "metrics_bytes": records.offset,
+            "num_threads": torch.get_num_threads(),
+        }
+        if stepper.average is not None:
+            # The averaged weights are those of `model.pt`.
+            training["model"] = take(stepper.model.state_dict())
+        step, is_best = state.step, state.best_step == state.step
+
+        def write() -> CheckpointSaved:
+            records.sync()
+            folder: Path = checkpoints.save(step, model, training, is_best=is_best)
+            return CheckpointSaved(folder, step, is_best)
+
+        return write
 
     def _warn_of_threads(self, num_threads: object, device: torch.device) -> None:
         if device.type == "cpu" and num_threads != torch.get_num_threads():
@@ -161,14 +246,18 @@ def _restore(checkpoint: Checkpoint, assembly: Assembly, stepper: Stepper) -> tu
     training = checkpoint.training
     load_into(assembly.model, checkpoint.weights)
     try:
-        if "model" in training:
-            # `model.pt` holds the averages.
-            assembly.model.load_state_dict(training["model"])
         if stepper.average is not None:
-            # A run that had none so far begins one with its weights.
-            stepper.average.load_state_dict(training.get("average") or {"model": assembly.model.state_dict()})
+            # They are those of `model.pt`; a run that had none so far begins them with its weights.
+            stepper.average.load_state_dict({"model": assembly.model.state_dict()})
+        if "model" in training:
+            assembly.model.load_state_dict(training["model"])
         load_optimizer_state(stepper.optimizer, training["optimizer"], assembly.config.optimizer)
         stepper.precision.load_state_dict(training["precision"])
         return TrainState.from_dict(training["state"]), int(training["metrics_bytes"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"does not fit: {str(error).splitlines()[0]}", where=str(checkpoint.folder)) from error
+
+
+def _as_it_is(content: Any) -> Any:
+    """Take what is written at once."""
+    return content

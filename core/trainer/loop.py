@@ -80,8 +80,8 @@ def train(
     """Train a detector, evaluate it as it learns, and keep checkpoints.
 
     SIGINT, SIGTERM and SIGUSR1 to any of the processes save and stop the run before its next step; a second one stops
-    it at once. On a CPU with the same number of threads, a run that was stopped or killed and resumed ends with the
-    same bits as one that was not.
+    it at once. An error in the middle of a run saves the last step that was made, as far as it can. On a CPU with the
+    same number of threads, a run that was stopped or killed and resumed ends with the same bits as one that was not.
 
     Args:
         assembly: model, criterion and configuration; the model is moved to the device and trained.
@@ -210,11 +210,11 @@ class _Trainer:
                 evaluation = self._end_epoch()
             if evaluation is None and self.validator:
                 evaluation = self._evaluate(self.validator, self.state.epoch)
+            self.journal.finish_save()
         except StoppedAtOnce:
             raise
         except Interrupted as stop:
-            self.state.seconds = self._seconds()
-            self.journal.save_if_changed(self.state, self.stepper)
+            self._save_if_changed()
             # Whoever ends first makes torchrun end the others, which may still be saving.
             self.processes.wait()
             raise Interrupted(
@@ -222,6 +222,9 @@ class _Trainer:
                 exit_code=stop.exit_code,
                 hint=f"go on with `dedetr train --resume --out {self.path}`",
             ) from None
+        except Exception:
+            self._save_what_was_reached()
+            raise
         return TrainResult(
             run_folder=self.path,
             evaluation=evaluation,
@@ -239,6 +242,29 @@ class _Trainer:
 
     def _poll(self) -> None:
         self.signals.poll(self.processes)
+        self.journal.poll_save()
+
+    def _save(self) -> None:
+        self.state.seconds = self._seconds()
+        self.journal.save(self.state, self.stepper)
+
+    def _save_if_changed(self) -> None:
+        self.state.seconds = self._seconds()
+        self.journal.save_if_changed(self.state, self.stepper)
+
+    def _save_what_was_reached(self) -> None:
+        """Save after an error, unless it came in the middle of an update; should this fail too, it is said."""
+        if self.state.step == 0 or self.stepper.is_updating or self.journal.has_failed:
+            return
+        try:
+            self._save_if_changed()
+        except Exception as error:  # noqa: BLE001 (the error that is under way is the one to read)
+            self.reporter.warning(f"the steps since the last checkpoint could not be saved: {error}")
+            return
+        self.reporter.warning(
+            f"the run is saved as it was after step {self.state.step} of {self.progress.num_steps}: "
+            f"once the error is mended, go on with `dedetr train --resume --out {self.path}`"
+        )
 
     def _announce(self) -> None:
         self.reporter.run_started(
@@ -265,17 +291,25 @@ class _Trainer:
             micro_batches = next(steps)
             waited = time.monotonic() - began
             numbers = self.stepper.step(micro_batches, self.state.step, self.state.epoch, self.progress.num_steps)
-            self.state.step += 1
-            self.state.batches_done += 1
-            self.state.num_skipped += numbers.was_skipped
-            grad_norm = None if numbers.was_skipped else numbers.grad_norm
-            self.state.window.add(numbers.loss, grad_norm, numbers.terms)
-            self.clock.add_step(numbers.num_images, time.monotonic() - began, waited)
-            event = self._step_event(numbers)
-            if self.state.step % self.config.run.log_every == 0 or self.progress.is_epoch_done(self.state):
-                self._record_window(numbers.learning_rate)
+            event = self._count(numbers, time.monotonic() - began, waited)
             self.reporter.step_done(event)
             self._poll()
+            if self.journal.is_due_between_steps:
+                self._save()
+
+    def _count(self, numbers: StepNumbers, seconds: float, waited_seconds: float) -> StepDone:
+        """Take down that a step was made, which ends its update; return what is told of it."""
+        state = self.state
+        state.step += 1
+        state.batches_done += 1
+        state.num_skipped += numbers.was_skipped
+        state.window.add(numbers.loss, None if numbers.was_skipped else numbers.grad_norm, numbers.terms)
+        self.clock.add_step(numbers.num_images, seconds, waited_seconds)
+        event = self._step_event(numbers)
+        if state.step % self.config.run.log_every == 0 or self.progress.is_epoch_done(state):
+            self._record_window(numbers.learning_rate)
+        self.stepper.is_updating = False
+        return event
 
     def _step_event(self, numbers: StepNumbers) -> StepDone:
         steps_left, evaluations_left = self.progress.left(self.state)
@@ -308,17 +342,21 @@ class _Trainer:
         evaluation: EvaluationResult | None = None
         if self.validator and (is_last or epoch % self.config.run.eval_every == 0):
             evaluation = self._evaluate(self.validator, epoch)
+        self.stepper.is_updating = True
         self.progress.close_epoch(self.state)
         is_best = evaluation is not None and self._record_evaluation(evaluation, epoch)
+        self.stepper.is_updating = False
         stops = not is_last and self.progress.is_over(self.state)
-        if is_best or is_last or stops or epoch % self.config.run.checkpoint_every == 0:
-            self.state.seconds = self._seconds()
-            self.journal.save(self.state, self.stepper)
+        is_due = epoch % self.config.run.checkpoint_every == 0 and self.journal.pace.is_affordable()
+        if is_best or is_last or stops or is_due:
+            self._save()
         if stops:
             self.reporter.warning(f"stopped after {self.state.num_worse} evaluations without a better AP")
         return evaluation
 
     def _evaluate(self, validator: Validator, epoch: int) -> EvaluationResult:
+        # Data workers are forked here, and shall not find locks that the thread of a save has taken.
+        self.journal.finish_save()
         began = time.monotonic()
         result = validator.run(self.stepper.best_model, self.reporter, self._poll, epoch, self.state.step)
         self.clock.add_evaluation(time.monotonic() - began)

@@ -72,11 +72,11 @@ class MixedPrecision:
         was_made = math.isfinite(grad_norm)
         if was_made:
             optimizer.step()
-        self.scaler.update()
-        if was_made:
+            self.scaler.update()
             self.num_skipped_in_a_row = 0
             return True
         self.num_skipped_in_a_row += 1
+        # The scale stays as it was then, for whoever looks into it.
         if self.num_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise DivergedError(
                 f"the gradients overflowed float16 in {self.num_skipped_in_a_row} steps in a row, however little the "
@@ -84,6 +84,7 @@ class MixedPrecision:
                 where="run.precision",
                 hint="use run.precision=bfloat16 or float32, or lower optimizer.lr",
             )
+        self.scaler.update()
         return False
 
     def state_dict(self) -> dict[str, Any]:

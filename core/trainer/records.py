@@ -68,11 +68,10 @@ class Records:
             self._stream.write(line.encode())
             self._stream.flush()
 
-    def sync(self) -> int:
-        """Flush the file to the disk, and return its length in bytes."""
+    def sync(self) -> None:
+        """Flush the file to the disk; any thread may."""
         with machine_errors(self.path, "write the records"):
             os.fsync(self._stream.fileno())
-        return self.offset
 
     def close(self) -> None:
         """Close the file."""

@@ -14,7 +14,8 @@ from core.models.weights import LoadedWeights
 from core.trainer.run_folder import DatasetIdentity
 
 _WITHOUT_EFFECT = {
-    "run.device", "run.evaluator", "run.keep_checkpoints", "run.loggers", "run.num_logged_images", "data.num_workers",
+    "run.device", "run.evaluator", "run.checkpoint_every", "run.checkpoint_minutes", "run.checkpoint_share",
+    "run.background_saves", "run.keep_checkpoints", "run.loggers", "run.num_logged_images", "data.num_workers",
     "data.root", "data.cache",
 }  # fmt: skip
 """May change: no weight depends on them (what stands in `data.root` is told by its hashes)."""

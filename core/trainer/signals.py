@@ -32,8 +32,8 @@ class StopSignals:
     """Takes SIGINT, SIGTERM and SIGUSR1 while it is entered.
 
     The first signal sets a flag, which `poll` turns into `Interrupted` where the caller can save. A second one
-    raises `StoppedAtOnce` out of whatever runs. Outside the main thread signals cannot be taken, and nothing is
-    changed.
+    raises `StoppedAtOnce` out of whatever runs. The end of the agent that started this process among others counts
+    as SIGTERM. Outside the main thread signals cannot be taken, and nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,7 @@ class StopSignals:
         self._received_at = 0.0
         # torchrun's agent passes a signal on, after other processes may have told of it.
         self._echo_seconds = 2.0 if started_by_torchrun() else _ECHO_SECONDS
+        self._agent = os.getppid() if started_by_torchrun() else None
         self._stopped_at_once: StoppedAtOnce | None = None
         self._children_before: set[multiprocessing.process.BaseProcess] = set()
 
@@ -68,6 +69,9 @@ class StopSignals:
         """Raise `Interrupted` if a signal came, to this process or another; all of them call this equally often."""
         if self._stopped_at_once is not None:
             raise self._stopped_at_once
+        if self.received is None and self._agent not in (None, os.getppid()):
+            # Nobody is left to end this process: it would train on, unseen, and keep the run's folder locked.
+            self.received = signal.SIGTERM
         number = processes.largest(int(self.received or 0))
         if number:
             if self.received is None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.assembly import Assembly
 from core.datasets.batches import Batch
-from core.datasets.seeds import derived_generator, derived_seed
 from core.errors import DivergedError, ProcessLost
 from core.losses.criterion import Normalisers
 from core.models.detector import Detector
 from core.processes import Processes
-from core.structures import Target
+from core.trainer.batch_statistics import BatchStatistics
 from core.trainer.failures import diverged, non_finite_terms
 from core.trainer.optimizer import build_optimizer, clip_gradients, learning_rate_factor, set_learning_rates
+from core.trainer.parts import Part, Passes
 from core.trainer.precision import MixedPrecision
 from core.trainer.weight_average import WeightAverage
 
@@ -47,20 +46,30 @@ class StepNumbers:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A micro-batch with the labels that it is trained on."""
-
-    batch: Batch
-    targets: Sequence[Target]
-    normalisers: Normalisers
-
-
-@dataclass(frozen=True)
 class _Totals:
     """What all parts of a step, in all processes, add up to."""
 
     normalisers: Normalisers
     num_images: int
+
+
+@dataclass
+class _Attempt:
+    """A step that is being made.
+
+    Attributes:
+        parts: of this process.
+        totals: of all processes.
+        step: optimizer steps done before.
+        epoch: epochs done before.
+        numbers: each part's loss and terms, once they are known.
+    """
+
+    parts: Sequence[Part]
+    totals: _Totals
+    step: int
+    epoch: int
+    numbers: Sequence[Mapping[str, float]] = ()
 
 
 class Stepper:
@@ -79,19 +88,24 @@ class Stepper:
 
     Attributes:
         average: of the weights, if the configuration wants one.
+        is_updating: whether an update has begun; set back by the caller, once all else says that the step was made.
+            While it is not set, weights, statistics, moments and averages are of one step, also where `step` failed.
     """
 
     def __init__(self, assembly: Assembly, device: torch.device, diverged_folder: Path, processes: Processes) -> None:
+        self.assembly = assembly
         self.model = assembly.model
-        self.criterion = assembly.criterion.to(device)
         self.config = assembly.config
-        self.device = device
         self.diverged_folder = diverged_folder
+        self.device = device
         self.processes = processes
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.precision = MixedPrecision(self.config.run.precision, device)
+        self.passes = Passes(assembly, device, self.precision)
         decay = self.config.optimizer.ema_decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
+        self.statistics = BatchStatistics(self.model)
+        self.is_updating = False
 
     @property
     def best_model(self) -> Detector:
@@ -101,7 +115,7 @@ class Stepper:
     def train(self) -> None:
         """Set model and criterion to training mode."""
         self.model.train()
-        self.criterion.train()
+        self.assembly.criterion.train()
 
     def step(self, micro_batches: Sequence[Batch], step: int, epoch: int, num_steps: int) -> StepNumbers:
         """Update the weights once.
@@ -120,47 +134,69 @@ class Stepper:
         config = self.config.optimizer
         factor = learning_rate_factor(step, epoch, self.config.schedule, num_steps)
         learning_rate = set_learning_rates(self.optimizer, config, factor)
-        parts = [self._augmented(batch, step) for batch in micro_batches]
-        totals = self._totals(parts)
+        places = range(self.processes.rank, self.processes.world_size * len(micro_batches), self.processes.world_size)
+        parts = [self.passes.prepare(batch, place, step) for batch, place in zip(micro_batches, places, strict=True)]
+        attempt = _Attempt(parts, self._totals(parts), step, epoch)
+        self.statistics.keep()
+        try:
+            losses = self._add_gradients(attempt)
+            self.processes.average(self.statistics.means_and_variances())
+            norm = clip_gradients(self.model.parameters(), config.clip_norm)
+            attempt.numbers, grad_norm = _to_host(losses, norm)
+            loss, terms = self._sum_losses(attempt)
+            if not math.isfinite(grad_norm) and self.config.run.precision != "float16":
+                self._refuse_gradients(f"the norm of the gradients is {grad_norm}", attempt)
+        except BaseException:
+            self.statistics.put_back()
+            raise
+        was_updated = self._update(grad_norm, attempt)
+        return StepNumbers(loss, terms, grad_norm, learning_rate, attempt.totals.num_images, not was_updated)
+
+    def _add_gradients(self, attempt: _Attempt) -> list[dict[str, Tensor]]:
+        """Add up the gradients of all parts in all processes; return each part's loss and terms, on the device.
+
+        Raises:
+            DivergedError: a matching cost is not a finite number.
+            ProcessLost: that happened in another process.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[dict[str, Tensor]] = []
         fault: DivergedError | None = None
-        for number, part in enumerate(parts):
-            # Dropout is the one thing that draws from the global generator. Seeded by step and part, it is the same
-            # for a run that was resumed here, and whatever else has drawn from it meanwhile.
-            place = number * self.processes.world_size + self.processes.rank
-            torch.manual_seed(derived_seed("dropout", self.config.run.seed, step, place))
-            try:
-                losses.append(self._forward_backward(part, totals, step))
-            except DivergedError as error:
-                fault = error
-                break
-        self._agree_on(fault, step)
+        try:
+            for part in attempt.parts:
+                losses += [self.passes.run(part, attempt.totals.normalisers, attempt.step)]
+        except DivergedError as error:
+            fault = self._diverged(f"{error.message} ({error.where})", attempt, [part])
+        self._agree_on(fault, attempt.step)
         self.processes.sum_gradients(self.model.parameters())
         self.precision.unscale(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), config.clip_norm)
-        numbers, grad_norm = _to_host(losses, norm)
-        loss, terms = self._sum_losses(parts, numbers, totals, step)
-        if not math.isfinite(grad_norm) and self.config.run.precision != "float16":
-            # The same sum in all processes: one of them keeps its part of the batch.
-            reason = f"the norm of the gradients is {grad_norm}"
-            self._agree_on(self._diverged(reason, micro_batches[-1], step) if self.processes.is_main else None, step)
-        was_updated = self.precision.step(self.optimizer, grad_norm)
-        self.processes.average(self._running_statistics())
-        if self.average is not None and was_updated:
-            self.average.update(step)
-        return StepNumbers(loss, terms, grad_norm, learning_rate, totals.num_images, not was_updated)
+        return losses
 
-    def _augmented(self, batch: Batch, step: int) -> _Part:
-        """Repeat the labels image by image, so that no part depends on what else is in it."""
-        num_queries = self.config.model.num_queries
-        targets: list[Target] = []
-        for image_id, target in zip(batch.image_ids, batch.targets, strict=True):
-            generator = derived_generator("labels", self.config.run.seed, step, image_id)
-            targets += self.criterion.augment([target], num_queries, generator)
-        return _Part(batch, targets, Normalisers.of(targets, num_queries))
+    def _update(self, grad_norm: float, attempt: _Attempt) -> bool:
+        """Update weights, moments and averages; nothing here waits for another process.
 
-    def _totals(self, parts: Sequence[_Part]) -> _Totals:
+        Returns:
+            Whether it was done, or float16 had overflowed.
+
+        Raises:
+            DivergedError: it has overflowed too often in a row.
+        """
+        self.is_updating = True
+        try:
+            was_updated = self.precision.step(self.optimizer, grad_norm)
+        except DivergedError as error:
+            # All processes give float16 up at once, and nothing was changed.
+            self.is_updating = False
+            self.statistics.put_back()
+            self._refuse_gradients(error.message, attempt)
+            raise
+        if not was_updated:
+            self.statistics.put_back()
+        elif self.average is not None:
+            self.average.update(attempt.step)
+        return was_updated
+
+    def _totals(self, parts: Sequence[Part]) -> _Totals:
         num_boxes, num_matched, num_unmatched, num_images = self.processes.sum(
             [
                 sum(part.normalisers.num_boxes for part in parts),
@@ -171,25 +207,7 @@ class Stepper:
         )
         return _Totals(Normalisers(int(num_boxes), int(num_matched), int(num_unmatched)), int(num_images))
 
-    def _forward_backward(self, part: _Part, totals: _Totals, step: int) -> dict[str, Tensor]:
-        """Add a part's gradients; return its loss, first, and its terms by name, all on the device.
-
-        Raises:
-            DivergedError: a matching cost is not a finite number; nothing was differentiated.
-        """
-        images = part.batch.to(self.device).images
-        try:
-            with self.precision.autocast():
-                output = self.model(images)
-            losses = self.criterion(output, part.targets, normalisers=totals.normalisers)
-        except DivergedError as error:
-            raise self._diverged(f"{error.message} ({error.where})", part.batch, step) from error
-        self.precision.backward(losses.total)
-        return {"loss": losses.total.detach(), **losses.terms}
-
-    def _sum_losses(
-        self, parts: Sequence[_Part], numbers: Sequence[Mapping[str, float]], totals: _Totals, step: int
-    ) -> tuple[float, dict[str, float]]:
+    def _sum_losses(self, attempt: _Attempt) -> tuple[float, dict[str, float]]:
         """Return the loss and the terms by name, summed over all parts of all processes.
 
         Raises:
@@ -197,30 +215,40 @@ class Stepper:
             ProcessLost: that of another process is not.
         """
         shares = [
-            {name: value * _share(name, part, totals) for name, value in row.items()}
-            for part, row in zip(parts, numbers, strict=True)
+            {name: value * _share(name, part, attempt.totals) for name, value in row.items()}
+            for part, row in zip(attempt.parts, attempt.numbers, strict=True)
         ]
         names = list(shares[0])
         loss, *values = self.processes.sum([sum(row[name] for row in shares) for name in names])
         if not math.isfinite(loss):
             # The same sum in all processes: each looks for the fault among its own parts.
-            self._agree_on(self._fault_of(parts, numbers, step), step)
+            self._agree_on(self._fault_of(attempt), attempt.step)
         return loss, dict(zip(names[1:], values, strict=True))
 
-    def _fault_of(
-        self, parts: Sequence[_Part], numbers: Sequence[Mapping[str, float]], step: int
-    ) -> DivergedError | None:
-        for part, row in zip(parts, numbers, strict=True):
+    def _fault_of(self, attempt: _Attempt) -> DivergedError | None:
+        for part, row in zip(attempt.parts, attempt.numbers, strict=True):
             terms = {name: value for name, value in row.items() if name != "loss"}
             if faults := non_finite_terms(row["loss"], terms):
-                return self._diverged(", ".join(faults), part.batch, step)
+                return self._diverged(", ".join(faults), attempt, [part], [row])
         return None
 
-    def _running_statistics(self) -> Iterator[Tensor]:
-        """Yield the statistics that each process has updated by its own images."""
-        for module in self.model.modules():
-            if isinstance(module, _BatchNorm) and module.training:
-                yield from (tensor for tensor in (module.running_mean, module.running_var) if tensor is not None)
+    def _refuse_gradients(self, reason: str, attempt: _Attempt) -> None:
+        """Raise in all processes for gradients whose sum is not finite; the process that added such keeps its part.
+
+        Raises:
+            DivergedError: they are this process's, or nobody's: the main process keeps all its parts then.
+            ProcessLost: they are another's.
+        """
+        found = self.passes.blame(attempt.parts, attempt.totals.normalisers, attempt.step)
+        fault: DivergedError | None = None
+        if found is not None:
+            part, parameters = found
+            numbers = [row for each, row in zip(attempt.parts, attempt.numbers, strict=True) if each is part]
+            fault = self._diverged(reason, attempt, [part], numbers, parameters)
+        is_known = self.processes.any(found is not None)
+        if not is_known and self.processes.is_main:
+            fault = self._diverged(reason, attempt, attempt.parts, attempt.numbers)
+        self._agree_on(fault, attempt.step)
 
     def _agree_on(self, fault: DivergedError | None, step: int) -> None:
         """Raise in all processes if a number of any of them is not finite."""
@@ -230,9 +258,29 @@ class Stepper:
         if is_anywhere:
             raise ProcessLost(f"another process of this run met a number that is not finite at step {step + 1}")
 
-    def _diverged(self, reason: str, batch: Batch, step: int) -> DivergedError:
-        rank = self.processes.rank
-        return diverged(reason, step=step + 1, batch=batch, model=self.model, folder=self.diverged_folder, rank=rank)
+    def _diverged(
+        self,
+        reason: str,
+        attempt: _Attempt,
+        parts: Sequence[Part],
+        losses: Sequence[Mapping[str, float]] = (),
+        parameters: Sequence[str] = (),
+    ) -> DivergedError:
+        """Keep parts of a step to make it again, with the model as it was before it."""
+        self.statistics.put_back()
+        return diverged(
+            reason,
+            assembly=self.assembly,
+            parts=parts,
+            losses=losses,
+            normalisers=attempt.totals.normalisers,
+            precision=self.precision,
+            step=attempt.step,
+            epoch=attempt.epoch,
+            folder=self.diverged_folder,
+            processes=self.processes,
+            parameters=parameters,
+        )
 
 
 def _to_host(losses: Sequence[Mapping[str, Tensor]], grad_norm: Tensor) -> tuple[list[dict[str, float]], float]:
@@ -242,7 +290,7 @@ def _to_host(losses: Sequence[Mapping[str, Tensor]], grad_norm: Tensor) -> tuple
     return [{name: next(values) for name in part} for part in losses], next(values)
 
 
-def _share(name: str, part: _Part, totals: _Totals) -> float:
+def _share(name: str, part: Part, totals: _Totals) -> float:
     """Return the weight of a part's term: losses add up, errors are means over images or matches."""
     if name.startswith("cardinality_error"):
         return len(part.batch) / totals.num_images

@@ -112,6 +112,25 @@ def test_a_process_that_is_killed_ends_the_others(trained: Path, tmp_path: Path)
     assert errors.count("error:") == 1, errors
 
 
+def test_f63_processes_whose_command_is_killed_save_and_end(trained: Path, tmp_path: Path) -> None:
+    """They would train on, unseen, and keep the folder locked."""
+    run = tmp_path / "run"
+    with _started(trained, run) as process:
+        _wait_for_steps(run, process)
+        ranks = [process_of_rank(rank, process.pid) for rank in (0, 1)]
+        process.kill()
+    deadline = time.monotonic() + 60
+    while any(_is_alive(rank) for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert (run / "checkpoints" / "last" / "model.pt").is_file()
+
+
+def _is_alive(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 def test_wrong_numbers_of_processes_are_refused(trained: Path, tmp_path: Path) -> None:
     """F67, F68."""
     began = time.monotonic()

@@ -36,7 +36,7 @@ def require_one_error(code: int, said: str, expected: int, *words: str) -> None:
 
 def start(*arguments: str | Path, cwd: Path, **options: object) -> subprocess.Popen[str]:
     """Start the real command in a process group of its own, as a shell does."""
-    code = "import sys; sys.stderr.write('ready\\n'); sys.stderr.flush(); from dedetr_cli.__main__ import main; main()"
+    code = "import sys; from dedetr_cli.__main__ import main; sys.stderr.write('ready\\n'); sys.stderr.flush(); main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,

@@ -119,6 +119,35 @@ def test_f78_ctrl_c_is_one_line(trained: Path, tmp_path: Path, arguments: list[s
 
 
 @posix
+@pytest.mark.parametrize(
+    ("arguments", "wait_for", "number"),
+    [
+        (["prepare-data", "--out", "OUT"], "ready", signal.SIGTERM),
+        (["train", "--out", "OUT", *TINY], "ready", signal.SIGUSR1),
+        (["train", "--out", "OUT", "--nproc", "2", *TINY], "ready", signal.SIGTERM),
+        (["eval"], "evaluating", signal.SIGTERM),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
+)
+def test_f41_a_scheduler_s_signal_is_one_line_too(
+    trained: Path, tmp_path: Path, arguments: list[str], wait_for: str, number: signal.Signals
+) -> None:
+    """Before training begins, and in other commands, there is nothing to save."""
+    words = [word.replace("OUT", str(tmp_path / "out")) for word in arguments]
+    process = start(*words, cwd=trained)
+    assert process.stderr is not None
+    said = ""
+    while wait_for not in (line := process.stderr.readline()):
+        assert line, said
+        said += line
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    require_one_error(process.returncode, said + rest, 143, f"error: stopped by {number.name}")
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+
+
+@posix
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["", "json"])
 def test_f78_ctrl_c_while_a_module_is_loaded_that_cannot_bear_it(tmp_path: Path, flags: list[str]) -> None:
     """C++ code that is being loaded may abort when it meets an exception; here Python code swallows it."""

@@ -19,6 +19,7 @@ from core.evaluation.run import evaluate
 from core.models.weights import load_into, read_weights
 from core.trainer.checkpoint import find_model_file
 from core.trainer.failures import out_of_memory_errors
+from core.trainer.pointers import pointed_to
 from core.trainer.records import read_records
 from core.trainer.reporter import CheckpointSaved, Evaluated, NullReporter, RunStarted, StepDone
 from core.trainer.run_folder import DatasetIdentity
@@ -56,7 +57,9 @@ class Stopper(NullReporter):
 
 def test_what_a_run_tells_and_leaves(tmp_path: Path) -> None:
     recorder = Recorder()
-    config = tiny_config(schedule={"epochs": 3}, run={"eval_every": 2, "checkpoint_every": 2})
+    config = tiny_config(
+        schedule={"epochs": 3}, run={"eval_every": 2, "checkpoint_every": 2, "background_saves": False}
+    )
     result = tiny_run(tmp_path / "run", config, reporter=recorder)
     kinds = [type(event) for event in recorder.events]
     epoch = [StepDone] * STEPS_PER_EPOCH
@@ -122,7 +125,7 @@ def test_weights_of_every_part_change(tmp_path: Path) -> None:
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(unbroken: Path, tmp_path: Path, kind: str, count: int) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Interrupted, match="saved in") as stopped:
-        tiny_run(folder, reporter=Stopper(kind, count))
+        tiny_run(folder, tiny_config(run={"background_saves": kind != "saved"}), reporter=Stopper(kind, count))
     assert "--resume" in (stopped.value.hint or "")
     recorder = Recorder()
     result = tiny_run(folder, resume=True, reporter=recorder)
@@ -274,14 +277,15 @@ def test_numbers_that_are_not_finite_stop_the_run_before_the_update(
     assert diverged.value.exit_code == 6
     assert f"at step {step} " in str(diverged.value)
     kept = torch.load(tmp_path / "run" / "diverged" / f"step-{step:08d}.pt", weights_only=True)
-    assert all(str(image_id) in str(diverged.value) for image_id in kept["image_ids"])
-    assert kept["pixels"].shape[0] == 2
+    (part,) = kept["diverged_step"]["parts"]
+    assert all(str(image_id) in str(diverged.value) for image_id in part["image_ids"])
+    assert part["pixels"].shape[0] == 2
     state = changed[0].model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in kept["model"].items() if "query_embed" not in key)
     parameters = [value for key, value in state.items() if "query_embed" not in key]
     assert all(value.isfinite().all() for value in parameters)
     if step > STEPS_PER_EPOCH:
-        assert find_model_file(tmp_path / "run").parent.name == "step-00000004"
+        assert pointed_to(tmp_path / "run" / "checkpoints" / "last") == tmp_path / "run/checkpoints/step-00000005"
 
 
 def test_out_of_memory_names_what_helps() -> None:

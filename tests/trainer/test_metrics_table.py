@@ -75,7 +75,8 @@ def test_steps_that_a_resumed_run_makes_again_are_counted_once(tmp_path: Path) -
     metrics, table = tmp_path / "metrics.jsonl", tmp_path / "metrics.csv"
     with Records(metrics) as records:
         records.write("train", train(10, 1.0))
-        offset = records.sync()
+        records.sync()
+        offset = records.offset
         records.write("train", train(20, 100.0))
         records.write("eval", evaluation(1, 20))
     write_metrics_csv(metrics, table)

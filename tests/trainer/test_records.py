@@ -14,7 +14,8 @@ def test_lines_after_the_offset_are_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with Records(path) as records:
         records.write("train", {"step": 1})
-        offset = records.sync()
+        records.sync()
+        offset = records.offset
         assert offset == path.stat().st_size
         records.write("train", {"step": 2})
     with path.open("ab") as stream:

@@ -40,7 +40,7 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
         "data": {"short_side": 64, "max_long_side": 96, "batch_size": 2, "num_workers": 0},
         "optimizer": {"lr": 1e-3, "backbone_lr": 1e-4},
         "schedule": {"epochs": 3, "lr_drop_epoch": 2, "warmup_steps": 3},
-        "run": {"device": "cpu", "log_every": 3},
+        "run": {"device": "cpu", "log_every": 3, "checkpoint_share": 1.0, "checkpoint_minutes": 1000},
     }  # fmt: skip
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
