@@ -29,6 +29,11 @@ def explain(error: BaseException) -> DedetrError:
             where=file,
             hint="`dedetr doctor` looks at all of them; `python -m pip check` names those that are missing",
         )
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return MachineError(
+            f"out of memory: {_one_line(error)}",
+            hint="close other programs, or use a smaller model, smaller images or smaller batches",
+        )
     if isinstance(error, OSError) and error.errno in (*FULL_DISK, errno.EROFS):
         hint = "free some space on this disk" if error.errno in FULL_DISK else "name another folder"
         where = None if error.filename is None else str(error.filename)

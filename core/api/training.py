@@ -13,9 +13,9 @@ from core.config.schema import Config
 from core.errors import MachineError
 
 if TYPE_CHECKING:
-    from core.trainer.loop import TrainResult
     from core.trainer.reporter import Reporter
     from core.trainer.run_folder import RunFolder
+    from core.trainer.trainer import TrainResult
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
     on_note: Say = say_nothing,
     on_weights: OnWeights | None = None,
 ) -> TrainResult:
-    """Train a detector; see `core.trainer.loop.train`.
+    """Train a detector; see `core.trainer.train.train`.
 
     Under torchrun (or `launch`) each process calls this alike; the first one writes, and speaks.
 
@@ -57,7 +57,7 @@ def train(
     from core.device import choose_device
     from core.processes import join_processes
     from core.trainer.failures import out_of_memory_errors
-    from core.trainer.loop import train as run_loop
+    from core.trainer.train import train as run_training
 
     refuse_contradictions(resume=resume, weights=weights, overwrite=overwrite)
     wanted = choose_device(config.run.device)
@@ -82,7 +82,7 @@ def train(
             folder: RunFolder | None = None
             if processes.is_main:
                 folder = stack.enter_context(_open_folder(out, config.model.name, resume=resume, overwrite=overwrite))
-            return run_loop(
+            return run_training(
                 run.assembly,
                 run.train_dataset,
                 run.validation,

@@ -70,7 +70,15 @@ class CheckpointFolder:
         """The best checkpoint's folder."""
         return pointed_to(self.path / "best")
 
-    def save(self, step: int, model: Mapping[str, Any], training: Mapping[str, Any], *, is_best: bool) -> Path:
+    def save(
+        self,
+        step: int,
+        model: Mapping[str, Any],
+        training: Mapping[str, Any],
+        *,
+        is_best: bool,
+        keep_earlier: bool = False,
+    ) -> Path:
         """Write a checkpoint, set the pointers, remove the checkpoints that are no longer kept.
 
         Args:
@@ -78,6 +86,7 @@ class CheckpointFolder:
             model: content of `model.pt`.
             training: content of `training.pt`.
             is_best: whether `best` shall point to it.
+            keep_earlier: remove none, as this one may not be better than those before.
 
         Returns:
             The checkpoint's folder.
@@ -99,7 +108,8 @@ class CheckpointFolder:
         point_to(self.path / "last", final)
         if is_best:
             point_to(self.path / "best", final)
-        self._prune()
+        if not keep_earlier:
+            self._prune()
         return final
 
     def load_newest(self, reporter: Reporter) -> Checkpoint:

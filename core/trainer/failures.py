@@ -29,13 +29,14 @@ def out_of_memory_errors(data: DataConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        text = str(error)
+        lines = str(error).splitlines()
+        telling = [line for line in lines if any(words in line for words in _NO_MEMORY)]
         is_certain = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
             isinstance(error, OSError) and error.errno == errno.ENOMEM
         )
-        if not is_certain and not any(words in text for words in _NO_MEMORY):
+        if not is_certain and not telling:
             raise
-        reason = text.splitlines()[0] if text else "the host has none left"
+        reason = (telling or lines or ["the host has none left"])[0]
         raise MachineError(
             f"out of memory: {reason}",
             where=f"data.batch_size {data.batch_size}, data.short_side {data.short_side}",

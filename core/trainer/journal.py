@@ -144,8 +144,13 @@ class Journal:
         """Whether the newest checkpoint is old enough for another one; always False where none is written."""
         return self._checkpoints is not None and self._under_way is None and self.pace.is_due_between_steps()
 
-    def save(self, state: TrainState, stepper: Stepper) -> None:
+    def save(self, state: TrainState, stepper: Stepper, *, keep_earlier: bool = False) -> None:
         """Write a checkpoint of this very moment, in the background if the configuration says so.
+
+        Args:
+            state: where the run stands.
+            stepper: has the weights, moments and averages.
+            keep_earlier: remove no earlier checkpoint.
 
         Raises:
             MachineError: it, or the one before, cannot be written; earlier ones are as they were.
@@ -155,8 +160,7 @@ class Journal:
             return
         began = time.monotonic()
         self.finish_save()
-        work = self._make_save(self._checkpoints, state, stepper)
-        self._under_way = BackgroundTask(work)
+        self._under_way = BackgroundTask(self._make_save(self._checkpoints, state, stepper, keep_earlier))
         if not self._settings.background_saves:
             self.finish_save()
         self.pace.saved(time.monotonic() - began)
@@ -192,8 +196,13 @@ class Journal:
             self._on_first_checkpoint = None
         self.reporter.checkpoint_saved(event)
 
-    def save_if_changed(self, state: TrainState, stepper: Stepper) -> None:
+    def save_if_changed(self, state: TrainState, stepper: Stepper, *, keep_earlier: bool = False) -> None:
         """Write a checkpoint unless the newest is of this moment, and wait for it.
+
+        Args:
+            state: see `save`, like the others.
+            stepper: likewise.
+            keep_earlier: likewise.
 
         Raises:
             MachineError: it cannot be written.
@@ -201,11 +210,11 @@ class Journal:
         saved = self.saved
         here = (state.step, state.epoch, state.batches_done)
         if saved is None or here != (saved.step, saved.epoch, saved.batches_done):
-            self.save(state, stepper)
+            self.save(state, stepper, keep_earlier=keep_earlier)
         self.finish_save()
 
     def _make_save(
-        self, checkpoints: CheckpointFolder, state: TrainState, stepper: Stepper
+        self, checkpoints: CheckpointFolder, state: TrainState, stepper: Stepper, keep_earlier: bool
     ) -> Callable[[], CheckpointSaved]:
         """Take down all that a checkpoint of this moment holds; return the function that writes it."""
         records = self._records
@@ -228,7 +237,7 @@ class Journal:
 
         def write() -> CheckpointSaved:
             records.sync()
-            folder: Path = checkpoints.save(step, model, training, is_best=is_best)
+            folder: Path = checkpoints.save(step, model, training, is_best=is_best, keep_earlier=keep_earlier)
             return CheckpointSaved(folder, step, is_best)
 
         return write

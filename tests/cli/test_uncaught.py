@@ -47,6 +47,7 @@ def divide() -> float:
         (load("core.nowhere_to_be_found"), 1, ["this is a bug in dedetr"]),
         (stop_in_an_extension, 130, ["stopped by Ctrl-C"]),
         (fill_the_disk, 5, ["plot.png", "No space left", "free some space"]),
+        (lambda: bytearray(1 << 62), 5, ["out of memory", "smaller"]),
         (divide, 1, ["this is a bug in dedetr: ZeroDivisionError", "test_uncaught.py:", "--debug"]),
     ],
 )

@@ -89,7 +89,8 @@ NOT_PUBLISHED = {
     "model.roi_backend", "model.attention", "data.root", "data.num_workers", "data.cache", "data.on_invalid",
     "schedule.final_lr_factor",
     "run.device", "run.eval_every", "run.checkpoint_every", "run.keep_checkpoints", "run.log_every", "run.compile",
-    "run.loggers", "run.num_logged_images", "run.evaluator",
+    "run.loggers", "run.num_logged_images", "run.evaluator", "run.checkpoint_minutes", "run.checkpoint_share",
+    "run.background_saves",
 }  # fmt: skip
 
 PAPER = [f"paper/{data}/{model}" for data in DATA for model in MODELS]

@@ -10,9 +10,9 @@ import torch
 from core.datasets.image_cache import ImageCache
 from core.torchrun import VARIABLES, num_processes_here
 from core.trainer.inputs import cache_images
-from core.trainer.loop import train
 from core.trainer.reporter import CheckpointSaved, NullReporter
 from core.trainer.run_folder import RunFolder
+from core.trainer.train import train
 from tests.trainer.tiny import IDENTITY, tiny_assembly, tiny_config, tiny_datasets
 
 

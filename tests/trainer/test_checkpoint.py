@@ -60,6 +60,15 @@ def test_newest_and_best_are_kept(folder: CheckpointFolder) -> None:
     assert steps_in(folder) == ["best", "last", "step-00000040", "step-00000050"]
 
 
+def test_earlier_ones_are_kept_where_the_newest_may_not_be_better(folder: CheckpointFolder) -> None:
+    save(folder, 10)
+    save(folder, 20)
+    folder.save(30, pack_weights({}, {}, CLASSES), {}, is_best=False, keep_earlier=True)
+    assert steps_in(folder) == ["last", "step-00000010", "step-00000020", "step-00000030"]
+    save(folder, 40)
+    assert steps_in(folder) == ["last", "step-00000030", "step-00000040"]
+
+
 def test_pointers_survive_a_move_of_the_run(folder: CheckpointFolder, tmp_path: Path) -> None:
     save(folder, 10, is_best=True)
     moved = tmp_path / "elsewhere"

@@ -187,8 +187,9 @@ def test_an_error_in_a_step_saves_the_step_before(
     """Batch norm's statistics, too, are those of the step before: the run goes on as if nothing had been."""
     recorder = Recorder()
     with pytest.raises(error):
-        tiny_run(tmp_path / "run", change=change, reporter=recorder)
+        tiny_run(tmp_path / "run", tiny_config(run={"keep_checkpoints": 1}), change=change, reporter=recorder)
     assert last_step(tmp_path / "run") == "step-00000005"
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
     assert "saved as it was after step 5 of 12" in recorder.warnings[-1]
     tiny_run(tmp_path / "run", resume=True)
     shutil.rmtree(tmp_path / "run" / "diverged", ignore_errors=True)

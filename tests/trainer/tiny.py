@@ -19,9 +19,10 @@ from core.config.schema import Config
 from core.datasets.dataset import DetectionDataset
 from core.errors import DedetrError
 from core.processes import ALONE, Processes, join_processes
-from core.trainer.loop import TrainResult, train
 from core.trainer.reporter import CheckpointSaved, Evaluated, NullReporter, StepDone
 from core.trainer.run_folder import DatasetIdentity, RunFolder
+from core.trainer.train import train
+from core.trainer.trainer import TrainResult
 from core.trainer.validation import Validation
 from tests.datasets.scenes import CLASSES, make_scene
 
