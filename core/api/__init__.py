@@ -24,13 +24,24 @@ from core.api.detector import Prediction, TrainedDetector, load_detector
 from core.api.doctor import Check, Diagnosis, diagnose
 from core.api.dry_run import TrainingPlan, plan_training
 from core.api.evaluation import EvaluationOutcome, evaluate
-from core.api.launching import launch, report_error, was_launched
+from core.api.launching import launch, report_error
 from core.api.prediction import PredictionOutcome, predict
 from core.api.preparation import check_parts, check_run_folder
+from core.api.replaying import replay
+from core.api.slurm import (
+    SlurmOptions,
+    SubmittedJob,
+    check_before_submission,
+    has_saved,
+    require_slurm,
+    reserve_run_folder,
+    slurm_options,
+    submit,
+)
 from core.api.training import train
 from core.api.visualization import VisualizationOutcome, visualize
 from core.config.layers import ResolvedConfig, Setting
-from core.torchrun import is_main_process, started_by_torchrun
+from core.torchrun import is_main_process, started_by_torchrun, was_launched
 
 if TYPE_CHECKING:
     from core.annotations.box_formats import BoxFormat
@@ -40,6 +51,7 @@ if TYPE_CHECKING:
     from core.annotations.subsets import FoldsReport, SubsetReport
     from core.evaluation.coco import ClassResult, EvaluationResult
     from core.models.weight_files import LoadReport
+    from core.trainer.replay_report import Extent, ImageReplay, PartReplay, ReplayReport, Survey
     from core.trainer.reporter import CheckpointSaved, Evaluated, PredictionsDrawn, Reporter, RunStarted, StepDone
 
 __all__ = [
@@ -53,22 +65,30 @@ __all__ = [
     "Evaluated",
     "EvaluationOutcome",
     "EvaluationResult",
+    "Extent",
     "FoldsReport",
+    "ImageReplay",
     "LoadReport",
+    "PartReplay",
     "Prediction",
     "PredictionOutcome",
     "PredictionsDrawn",
     "PrepareReport",
+    "ReplayReport",
     "Reporter",
     "ResolvedConfig",
     "RunStarted",
     "Setting",
+    "SlurmOptions",
     "SplitStatistics",
     "StepDone",
+    "SubmittedJob",
     "SubsetReport",
+    "Survey",
     "TrainedDetector",
     "TrainingPlan",
     "VisualizationOutcome",
+    "check_before_submission",
     "check_data",
     "check_parts",
     "check_run_folder",
@@ -77,6 +97,7 @@ __all__ = [
     "evaluate",
     "export_format_names",
     "format_names",
+    "has_saved",
     "hint_for",
     "is_main_process",
     "launch",
@@ -86,10 +107,15 @@ __all__ = [
     "predict",
     "prepare_data",
     "preset_names",
+    "replay",
     "report_error",
+    "require_slurm",
+    "reserve_run_folder",
     "resolve_train_config",
     "resume_config",
+    "slurm_options",
     "started_by_torchrun",
+    "submit",
     "subsample",
     "subsample_folds",
     "subset_names",

@@ -20,6 +20,7 @@ _EXTRAS = {
     "timm": ("timm", "other backbones"),
     "tensorboard": ("tensorboard", "curves of a run"),
     "wandb": ("wandb", "curves of a run"),
+    "slurm": ("submitit", "runs as jobs of Slurm"),
 }
 """By extra of dedetr, the package that it brings, and what that is for."""
 

@@ -112,6 +112,10 @@ class Stepper:
         """The weights to evaluate and to keep: averaged ones, if there are."""
         return self.model if self.average is None else self.average.model
 
+    def are_weights_finite(self) -> bool:
+        """Tell whether all weights are numbers: an update can make them infinite, which the next step finds."""
+        return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+
     def train(self) -> None:
         """Set model and criterion to training mode."""
         self.model.train()

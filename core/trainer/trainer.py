@@ -168,6 +168,11 @@ class Trainer:
         """Save after an error, unless it came in the middle of an update; should this fail too, it is said."""
         if self.state.step == 0 or self.stepper.is_updating or self.journal.has_failed:
             return
+        if isinstance(error, DivergedError) and not self.stepper.are_weights_finite():
+            self.reporter.warning(
+                "the step before made weights infinite: it is not saved, and earlier checkpoints stay"
+            )
+            return
         try:
             # After a step that diverged the one before may be what went wrong.
             self._save_if_changed(keep_earlier=True)

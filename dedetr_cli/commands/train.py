@@ -12,7 +12,9 @@ import typer
 
 from core.errors import DedetrError
 from dedetr_cli.commands import train_options as options
+from dedetr_cli.commands import train_slurm
 from dedetr_cli.commands.train_options import settings_of
+from dedetr_cli.commands.train_replay import replay as replay_step
 from dedetr_cli.options import Debug, Device, Json, Set, Trust
 from dedetr_cli.output import as_dict, print_json, print_line, print_note, stderr, stdout
 from dedetr_cli.progress import make_reporter
@@ -37,6 +39,7 @@ def train(
     resume: options.Resume = False,
     dry_run: options.DryRun = False,
     show_config: options.ShowConfig = False,
+    replay: options.Replay = None,
     device: Device = None,
     trust_checkpoint: Trust = False,
     as_json: Json = False,
@@ -71,6 +74,8 @@ def train(
     compile_: options.Compile = None,
     seed: options.Seed = None,
     nproc: options.Nproc = None,
+    slurm: options.Slurm = False,
+    slurm_set: options.SlurmSet = None,
     tensorboard: options.TensorBoard = False,
     wandb: options.Wandb = False,
     override: options.Override = False,
@@ -91,13 +96,21 @@ def train(
     given = locals()  # all flags, by the names of the parameters
     from core import api
 
+    if replay is not None:
+        replay_step(given)
+        return
     _check_combinations(given)
+    _check_job(given)
     if (show_config or dry_run) and not api.is_main_process():
         return
     if show_config:
         print_settings(_resolve(given, print_note).settings(), as_json=as_json)
     elif dry_run:
         _plan(given)
+    elif slurm:
+        resolved = _resolve(given, print_note)
+        with _origins_in_errors(resolved):
+            train_slurm.submit(given, resolved)
     elif nproc is not None and nproc > 1 and not api.was_launched():
         _launch(given)
     else:
@@ -119,6 +132,16 @@ def _check_combinations(given: Mapping[str, Any]) -> None:
         raise typer.BadParameter("is for --schedule step", param_hint="--lr-drop")
     if given["nproc"] is not None and api.started_by_torchrun() and not api.was_launched():
         raise typer.BadParameter("torchrun decides on the number of processes", param_hint="--nproc")
+
+
+def _check_job(given: Mapping[str, Any]) -> None:
+    """Refuse to submit what is running already, and options of a job where none is wanted."""
+    from core import api
+
+    if given["slurm_set"] and not given["slurm"]:
+        raise typer.BadParameter("is for --slurm", param_hint="--slurm-set")
+    if given["slurm"] and api.started_by_torchrun():
+        raise typer.BadParameter("a job is submitted by one process, not by torchrun's", param_hint="--slurm")
 
 
 def _resolve(given: Mapping[str, Any], on_note: Callable[[str], None]) -> ResolvedConfig:
@@ -150,6 +173,7 @@ def _plan(given: Mapping[str, Any]) -> None:
     from core import api
 
     resolved = _resolve(given, print_note)
+    job = train_slurm.describe_job(given, resolved) if given["slurm"] else None
     with _origins_in_errors(resolved):
         plan = api.plan_training(
             resolved.config,
@@ -159,9 +183,11 @@ def _plan(given: Mapping[str, Any]) -> None:
             on_weights=lambda report: stderr().print(weights_table(report)),
         )
     if given["as_json"]:
-        print_json("train", {"dry_run": True, **as_dict(plan)})
-    else:
-        stdout().print(plan_table(plan))
+        print_json("train", {"dry_run": True, **as_dict(plan), **({} if job is None else {"slurm": job})})
+        return
+    stdout().print(plan_table(plan))
+    if job is not None:
+        stdout().print(train_slurm.job_table(job))
 
 
 def _launch(given: Mapping[str, Any]) -> None:

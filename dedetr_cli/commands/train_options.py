@@ -45,6 +45,13 @@ DryRun = Annotated[
 ShowConfig = Annotated[
     bool, typer.Option("--show-config", help="Print every setting with its origin, as YAML that --config reads.")
 ]
+Replay = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Make a step again that diverged, from what the run left in diverged/, and tell what breaks.",
+    ),
+]
 
 Subset = Annotated[
     str | None,
@@ -173,6 +180,18 @@ Nproc = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Processes that train together on this machine.", rich_help_panel=_RUN),
 ]
+Slurm = Annotated[
+    bool,
+    typer.Option(
+        "--slurm", help="Submit the run to Slurm, and let it go on by itself after time-outs.", rich_help_panel=_RUN
+    ),
+]
+SlurmSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE", help="For --slurm: an option of sbatch, e.g. partition=gpu.", rich_help_panel=_RUN
+    ),
+]
 TensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Write TensorBoard's files too.", rich_help_panel=_RUN)
 ]
@@ -231,6 +250,28 @@ _NEGATIVES = {
 _LOGGERS = ("tensorboard", "wandb")
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of a parameter of the command."""
+    return f"--{name.strip('_').replace('_', '-')}"
+
+
+def words_of(parameters: Mapping[str, Any]) -> list[str]:
+    """Return flags as words of a command line.
+
+    Args:
+        parameters: of the command, by name; None, or an empty list, where the flag was not given.
+    """
+    words: list[str] = []
+    for name, value in parameters.items():
+        if value is True:
+            words.append(flag_of(name))
+        elif value is False:
+            words += [_NEGATIVES[name]] if name in _NEGATIVES else []
+        elif value is not None:
+            words += [f"{flag_of(name)}={each}" for each in (value if isinstance(value, list) else [value])]
+    return words
+
+
 def settings_of(parameters: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, Any]]:
     """Return the settings that flags were given for, by key path, each with the flag's name.
 
@@ -242,7 +283,7 @@ def settings_of(parameters: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[st
         value = parameters[name]
         if value is None or value == []:
             continue
-        flag = _NEGATIVES[name] if value is False else f"--{name.strip('_').replace('_', '-')}"
+        flag = _NEGATIVES[name] if value is False else flag_of(name)
         settings[tuple(key.split("."))] = (flag, value)
     loggers = [name for name in _LOGGERS if parameters[name]]
     if loggers:

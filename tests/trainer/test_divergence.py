@@ -68,7 +68,7 @@ def spoil(stepper: Stepper, fault: str, part: Batch, times: int = 99) -> None:
         return gradient * torch.nan if fault == "gradient" and is_its_turn else None
 
     stepper.model.register_forward_hook(change)
-    stepper.model.query_embed.weight.register_hook(change_gradient)
+    stepper.model.query_embed.weight.register_hook(change_gradient)  # type: ignore[no-untyped-call]
 
 
 def diverge(

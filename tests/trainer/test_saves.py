@@ -196,6 +196,22 @@ def test_an_error_in_a_step_saves_the_step_before(
     assert_same_run(tmp_path / "run", unbroken)
 
 
+def test_weights_that_are_infinite_are_not_saved(tmp_path: Path) -> None:
+    changed: list[Assembly] = []
+
+    class Overflow(Recorder):
+        def step_done(self, event: StepDone) -> None:
+            if event.step == 6:
+                with torch.no_grad():
+                    changed[0].model.query_embed.weight[0, 0] = torch.inf
+
+    recorder = Overflow()
+    with pytest.raises(DivergedError):
+        tiny_run(tmp_path / "run", reporter=recorder, change=changed.append)
+    assert last_step(tmp_path / "run") == "step-00000004"
+    assert "weights infinite" in recorder.warnings[-1]
+
+
 def test_an_error_in_the_middle_of_an_update_saves_nothing(tmp_path: Path, unbroken: Path) -> None:
     num_updates = 0
 
