@@ -95,7 +95,7 @@ class Interrupted(DedetrError):  # noqa: N818 (no error: somebody asked for it)
 
     Args:
         message: which signal, and what was saved.
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1, 129 after SIGHUP.
         hint: how to go on.
     """
 

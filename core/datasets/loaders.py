@@ -57,11 +57,11 @@ def _collate_or_report(samples: Sequence[Sample | DedetrError]) -> Batch | Dedet
 
 def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C and the scheduler's SIGTERM and SIGUSR1 reach the whole process group. The parent decides what to do,
-    # saves, and ends its workers; they also end by themselves when it is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Ctrl-C, the end of the terminal and the scheduler's SIGTERM and SIGUSR1 reach the whole process group. The parent
+    # decides what to do, saves, and ends its workers; they also end by themselves when it is gone.
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where SIGTERM keeps its meaning
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_says, daemon=True).start()

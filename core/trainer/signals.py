@@ -17,7 +17,7 @@ from core.torchrun import started_by_torchrun
 
 EXIT_CODES: dict[signal.Signals, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 if hasattr(signal, "SIGUSR1"):
-    EXIT_CODES[signal.SIGUSR1] = 143
+    EXIT_CODES |= {signal.SIGUSR1: 143, signal.SIGHUP: 129}
 
 
 # Wrappers such as `timeout` signal their child and then its whole group: one wish, two signals.
@@ -29,7 +29,7 @@ class StoppedAtOnce(Interrupted):
 
 
 class StopSignals:
-    """Takes SIGINT, SIGTERM and SIGUSR1 while it is entered.
+    """Takes SIGINT, SIGTERM, SIGUSR1 and SIGHUP (which `nohup` makes be ignored) while it is entered.
 
     The first signal sets a flag, which `poll` turns into `Interrupted` where the caller can save. A second one
     raises `StoppedAtOnce` out of whatever runs. The end of the agent that started this process among others counts
@@ -46,13 +46,16 @@ class StopSignals:
         self._agent = os.getppid() if started_by_torchrun() else None
         self._stopped_at_once: StoppedAtOnce | None = None
         self._children_before: set[multiprocessing.process.BaseProcess] = set()
+        self._terminals: list[int] = []
 
     def __enter__(self) -> StopSignals:
         self._process = os.getpid()
         self._children_before = set(multiprocessing.active_children())
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_CODES:
-                self._previous[number] = signal.signal(number, self._note)
+                if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
+            self._terminals = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
         return self
 
     def __exit__(
@@ -83,11 +86,20 @@ class StopSignals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked data worker has inherited this handler: its parent decides
+        if signal.Signals(number).name == "SIGHUP":
+            self._leave_terminal()
         if self.received is None:
             self.received = signal.Signals(number)
             self._received_at = time.monotonic()
         elif time.monotonic() - self._received_at > self._echo_seconds:
             self._stop_at_once(signal.Signals(number))
+
+    def _leave_terminal(self) -> None:
+        """Let what is still to be said go nowhere: the terminal is gone, and writing to it would be an error."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
     def _stop_at_once(self, second: signal.Signals) -> NoReturn:
         for number in self._previous:

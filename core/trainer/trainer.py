@@ -169,9 +169,7 @@ class Trainer:
         if self.state.step == 0 or self.stepper.is_updating or self.journal.has_failed:
             return
         if isinstance(error, DivergedError) and not self.stepper.are_weights_finite():
-            self.reporter.warning(
-                "the step before made weights infinite: it is not saved, and earlier checkpoints stay"
-            )
+            self.reporter.warning("the step before made weights infinite: it is not saved; earlier checkpoints stay")
             return
         try:
             # After a step that diverged the one before may be what went wrong.

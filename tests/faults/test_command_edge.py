@@ -16,6 +16,11 @@ import pytest
 from tests.cli.conftest import TINY, dedetr
 from tests.faults.shell import Here, on_terminal, posix, require_one_error, start
 
+if sys.platform != "win32":
+    import fcntl
+    import pty
+    import termios
+
 # F75 to F77: the command line and files of settings (more in tests/cli/test_bad_input.py, tests/config/test_layers.py)
 
 
@@ -145,6 +150,31 @@ def test_f41_a_scheduler_s_signal_is_one_line_too(
     _, rest = process.communicate(timeout=120)
     require_one_error(process.returncode, said + rest, 143, f"error: stopped by {number.name}")
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+
+
+@posix
+def test_f41_a_terminal_that_is_closed_saves_the_run(trained: Path, tmp_path: Path) -> None:
+    """SIGHUP; what is said from then on would be an error of writing to a terminal that is gone."""
+    run = tmp_path / "run"
+    own, terminal = pty.openpty()
+    flags = ["--subset", "0.05", "--epochs", "500", "--workers", "1", "--out", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dedetr_cli", "train", *TINY, *flags],
+        cwd=trained,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    shown = b""
+    while b"epoch" not in shown:
+        shown += os.read(own, 4096)
+    os.close(own)
+    assert process.wait(timeout=120) == 129, shown
+    assert (run / "checkpoints" / "last" / "model.pt").is_file()
 
 
 @posix
