@@ -88,7 +88,8 @@ class StopSignals:
             return  # a forked data worker has inherited this handler: its parent decides
         if signal.Signals(number).name == "SIGHUP":
             self._leave_terminal()
-        if self.received is None:
+        if self.received is None or (self.received.name == "SIGUSR1" and number != self.received):
+            # Slurm's warning is followed by a SIGTERM when time is up: saving goes on, as long as it is let.
             self.received = signal.Signals(number)
             self._received_at = time.monotonic()
         elif time.monotonic() - self._received_at > self._echo_seconds:

@@ -24,9 +24,21 @@ def test_first_signal_waits_for_a_poll_and_a_second_does_not(number: signal.Sign
         assert stopped.value.exit_code == exit_code
         time.sleep(0.15)
         with pytest.raises(StoppedAtOnce) as stopped:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         assert stopped.value.exit_code == exit_code
     assert signal.getsignal(number) is before
+
+
+def test_what_follows_a_warning_is_no_second_signal() -> None:
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGUSR1)
+        time.sleep(0.15)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            signals.poll()
+        time.sleep(0.15)
+        with pytest.raises(StoppedAtOnce):
+            signal.raise_signal(signal.SIGTERM)
 
 
 class OtherProcessWasTold(Processes):
