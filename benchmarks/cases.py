@@ -250,7 +250,7 @@ def describe(machine: Machine) -> str:
     """Return one sentence on where and how was measured."""
     import torch
 
-    device = f"{_processor()}, {os.cpu_count()} cores"
+    device = f"{processor()}, {os.cpu_count()} cores"
     if machine.device == "cuda":
         device = f"{torch.cuda.get_device_name()} beside {device}"
     num_threads = machine.num_threads or torch.get_num_threads()
@@ -258,7 +258,7 @@ def describe(machine: Machine) -> str:
     return (
         f"{device}, {platform.system()}; {threads}; Python {platform.python_version()}, torch {version('torch')}, "
         f"torchvision {version('torchvision')}; {machine.backbone}, {machine.num_layers} + {machine.num_layers} "
-        f"layers, {machine.precision}; revision {_revision()}."
+        f"layers, {machine.precision}; revision {revision()}."
     )
 
 
@@ -272,14 +272,16 @@ def name_size(size_hw: tuple[int, int]) -> str:
     return f"{size_hw[0]}x{size_hw[1]}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)):
         return found[1]
     return platform.processor() or platform.machine()
 
 
-def _revision() -> str:
+def revision() -> str:
+    """Return which code is measured."""
     folder = Path(__file__).resolve().parent
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, check=False

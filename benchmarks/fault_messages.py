@@ -1,9 +1,9 @@
-"""What a user sees of each fault of a data set, F01 to F39: the real command, its message and its exit code.
+"""What a user sees of each fault: the real command, its message and its exit code.
 
     python -m benchmarks.fault_messages [F08 F31 ...]
 
-Every row spoils a small data set in one way and runs a command on it. It stops where a command ends in a traceback, or
-leaves files behind after an error. Prints Markdown.
+F01 to F39: every row spoils a small data set in one way and runs a command on it. It stops where a command ends in a
+traceback, or leaves files behind after an error. F40 to F69 are in `process_faults.py`. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.process_faults import print_table
 from tests.annotations.conftest import all_bytes, make_coco_layout, write_json
 from tests.cli.conftest import TINY
 from tests.faults.desk import cut
@@ -259,3 +260,5 @@ case(
 )
 case("F38", "the same in a file name", lambda b: b.put("images", 0, "file_name", "=1+1 [red]x[/red] \x1b[31m\nnew.png"))
 case("F39", "no network, --download", lambda b: None, "prepare-data fresh --format coco --download")
+print()
+print_table(sys.argv[1:])

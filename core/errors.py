@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGHUP": 129}
+"""Exit codes of a command that was asked to stop, by the signal (Slurm warns by SIGUSR1); no system has to know all."""
+
 
 class DedetrError(Exception):
     """Base of all errors that dedetr raises on purpose.

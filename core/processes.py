@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import datetime
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from core.errors import MachineError, ProcessLost, UsageError
-from core.torchrun import started_by_torchrun
+from core.torchrun import interface_towards, num_processes_here, started_by_torchrun
 
 T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(hours=1)
 """How long a process waits for the others: the first one checks and scores all images while they wait."""
+_TIME_TO_MEET = datetime.timedelta(minutes=10)
+"""How long it looks for them at the start: they may be those of another job, or nobody at all."""
 _BUCKET_NUMBERS = 8_000_000
 """Numbers that travel together: enough to fill a network, few enough to need no second copy of all gradients."""
 
@@ -202,14 +206,20 @@ def join_processes(wanted: torch.device, environment: Mapping[str, str] = os.env
         raise UsageError(
             f"the environment is not torchrun's: {error}", where="RANK, WORLD_SIZE, LOCAL_RANK", hint="unset them"
         ) from error
+    if not 0 <= processes.rank < processes.world_size:
+        raise UsageError(
+            f"rank {processes.rank} of {processes.world_size} processes", where="RANK, WORLD_SIZE", hint="unset them"
+        )
     if processes.world_size == 1:
         yield processes
         return
     device = processes.device(wanted)
+    _choose_network(processes, environment["MASTER_ADDR"])
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        store = _meet(processes)
         dist.init_process_group(
-            backend, init_method="env://", rank=processes.rank, world_size=processes.world_size, timeout=_TIMEOUT
+            backend, store=store, rank=processes.rank, world_size=processes.world_size, timeout=_TIMEOUT
         )
     except (RuntimeError, ValueError) as error:
         raise MachineError(
@@ -221,6 +231,45 @@ def join_processes(wanted: torch.device, environment: Mapping[str, str] = os.env
         yield processes
     finally:
         dist.destroy_process_group()
+
+
+def _choose_network(processes: Processes, main_address: str) -> None:
+    """Let Gloo use the network that the main process is in.
+
+    By itself it uses the one that this machine's own name stands for, which often is no network at all (127.0.1.1):
+    processes of other machines would be looked for in vain.
+    """
+    if num_processes_here(processes.world_size) < processes.world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
+        name = interface_towards(main_address)
+        if name is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _meet(processes: Processes) -> Any:
+    """Return the store that all processes share, once they have found each other.
+
+    Raises:
+        RuntimeError: they do not, within a while.
+        ValueError: an address or port is none.
+    """
+    found: list[Any] = []
+
+    def look() -> None:
+        try:
+            meeting = rendezvous("env://", processes.rank, processes.world_size, timeout=_TIME_TO_MEET)
+            found.append(next(meeting)[0])
+        except Exception as error:  # noqa: BLE001 (it is raised in the thread that waits)
+            found.append(error)
+
+    # PyTorch hears no signal while it looks, and waits for as long as whatever listens there says nothing.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(1.5 * _TIME_TO_MEET.total_seconds())
+    store = found[0] if found else RuntimeError("what listens there does not answer")
+    if isinstance(store, Exception):
+        raise store
+    store.set_timeout(_TIMEOUT)
+    return store
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +22,43 @@ from core.errors import DedetrError
 SCHEMA_VERSION = 1
 
 _state = {"json_printed": False}
+
+
+class _PatientStream:
+    """A standard stream that falls silent when its terminal is gone, and lets the command go on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def write(self, text: str) -> int:
+        """Write to the stream, whichever it is at this time."""
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush it."""
+        self._try(lambda stream: stream.flush())
+
+    @property
+    def rich_proxied_file(self) -> _PatientStream:
+        """What rich writes to while a live bar has put a stream of its own in the place of the standard one."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream(), name)
+
+    def _stream(self) -> IO[str]:
+        stream: IO[str] = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)
+
+    def _try(self, action: Callable[[IO[str]], object]) -> None:
+        stream = self._stream()
+        try:
+            action(stream)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            silence(stream)
 
 
 class _PatientConsole(Console):
@@ -41,13 +79,14 @@ def silence(stream: IO[str]) -> None:
 @cache
 def stdout() -> Console:
     """Return the console on stdout; styles are off where it is no terminal."""
-    return _PatientConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
+    stream = cast("IO[str]", _PatientStream("stdout"))
+    return _PatientConsole(file=stream, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 @cache
 def stderr() -> Console:
     """Return the console on stderr, one for all, so that lines go above a live bar and not through it."""
-    return _PatientConsole(stderr=True, highlight=False, soft_wrap=True)
+    return _PatientConsole(file=cast("IO[str]", _PatientStream("stderr")), highlight=False, soft_wrap=True)
 
 
 def print_line(text: str) -> None:

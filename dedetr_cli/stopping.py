@@ -12,12 +12,10 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from core.errors import Interrupted
+from core.errors import SIGNAL_EXIT_CODES, Interrupted
 
-EXIT_CTRL_C = 130
-_EXIT_CODES = {signal.SIGINT: EXIT_CTRL_C, signal.SIGTERM: 143}
-if hasattr(signal, "SIGUSR1"):
-    _EXIT_CODES[signal.SIGUSR1] = 143  # Slurm's warning that time is nearly up
+EXIT_CTRL_C = SIGNAL_EXIT_CODES["SIGINT"]
+_EXIT_CODES = {signal.Signals[name]: code for name, code in SIGNAL_EXIT_CODES.items() if hasattr(signal, name)}
 
 _received = [signal.SIGINT]
 

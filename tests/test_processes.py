@@ -84,8 +84,8 @@ def test_alone_everything_is_as_it_was() -> None:
     assert ALONE.device(torch.device("cpu")) == torch.device("cpu")
 
 
-def test_variables_of_somebody_else_do_not_count_as_torchrun() -> None:
-    """F68: a cluster's job scheduler leaves some of them in every environment."""
+def test_f68_variables_of_somebody_else_do_not_count_as_torchrun() -> None:
+    """A cluster's job scheduler leaves some of them in every environment."""
     assert not started_by_torchrun({"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "3"})
     assert is_main_process({"RANK": "3", "WORLD_SIZE": "8"})
     with join_processes(torch.device("cpu"), {"WORLD_SIZE": "8", "LOCAL_RANK": "0"}) as processes:

@@ -93,6 +93,7 @@ def plan_training(
     """
     from core.device import choose_device
     from core.processes import ALONE, Processes
+    from core.trainer.failures import out_of_memory_errors
 
     refuse_contradictions(resume=resume, weights=weights, overwrite=overwrite)
     device = choose_device(config.run.device)
@@ -102,18 +103,19 @@ def plan_training(
     check_run_folder(out, resume=resume, overwrite=overwrite)
     is_fresh = not resume and weights is None
     to_fetch = _weights_to_fetch(config.backbone) if download and is_fresh else None
-    run = prepare_run(
-        config,
-        device,
-        weights=weights,
-        trust=trust,
-        load_backbone_weights=is_fresh and to_fetch is None,
-        download=False,
-        processes=ALONE,
-        num_processes=planned,
-        on_note=on_note,
-        on_weights=on_weights,
-    )
+    with out_of_memory_errors(config.data):
+        run = prepare_run(
+            config,
+            device,
+            weights=weights,
+            trust=trust,
+            load_backbone_weights=is_fresh and to_fetch is None,
+            download=False,
+            processes=ALONE,
+            num_processes=planned,
+            on_note=on_note,
+            on_weights=on_weights,
+        )
     folder = _check_resumable(out or LATEST, run, override=override, on_note=on_note) if resume else out
     return _plan(run, folder, device, planned, to_fetch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def evaluate(
         DataError: there is no such data set or split, it has a fault, or other classes than the checkpoint.
         MachineError: the evaluator or the device is not there.
     """
-    from core.datasets.loaders import EvalLoader
+    from core.datasets.loaders import EvalLoader, data_worker_errors
     from core.device import choose_device
     from core.evaluation.coco import CocoEvaluator
     from core.evaluation.run import evaluate as score
@@ -83,7 +84,7 @@ def evaluate(
         batches = EvalLoader(
             images, config.data, rank=processes.rank, world_size=world_size, pin_memory=on.type == "cuda"
         )
-        with out_of_memory_errors(config.data):
+        with contextlib.closing(batches), data_worker_errors(), out_of_memory_errors(config.data):
             result = score(
                 loaded.assembly.model,
                 loaded.assembly.postprocess,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import DedetrError, Interrupted, MachineError, ProcessLost, UsageError
+from core.errors import SIGNAL_EXIT_CODES, DedetrError, Interrupted, MachineError, ProcessLost, UsageError
 from core.torchrun import mark_as_launcher, started_by_torchrun
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _first_error(failures: Mapping[int, ProcessFailure]) -> DedetrError:
     report, failure = min(reports, key=lambda pair: (pair[0].get("is_consequence", True), pair[0].get("time", 0.0)))
     if "exit_code" in report:
         return _error_of(report)
-    if failure.exitcode in (130, 143):
+    if failure.exitcode in SIGNAL_EXIT_CODES.values():
         # It was stopped before it could report anything.
         return Interrupted(f"process {failure.local_rank} was stopped by a signal", exit_code=failure.exitcode)
     how = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
@@ -119,7 +119,7 @@ def _stopped(signal_name: str, folder: Path) -> DedetrError:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return _error_of(json.loads(file.read_text(encoding="utf-8"))["message"]["extraInfo"])
     name = "Ctrl-C" if signal_name == "SIGINT" else signal_name
-    return Interrupted(f"stopped by {name}", exit_code=130 if signal_name == "SIGINT" else 143)
+    return Interrupted(f"stopped by {name}", exit_code=SIGNAL_EXIT_CODES.get(signal_name, 143))
 
 
 def _error_of(report: Mapping[str, Any]) -> DedetrError:

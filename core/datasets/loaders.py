@@ -151,6 +151,11 @@ class _Loader:
             generator=torch.Generator(),
         )
 
+    @property
+    def is_about_to_fork(self) -> bool:
+        """Whether the next iteration starts workers."""
+        return self._loader.num_workers > 0 and self._loader._iterator is None
+
     def _iterate(self) -> Iterator[Batch]:
         try:
             with data_worker_errors():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from core.assembly import Assembly
-from core.errors import CheckpointError
+from core.errors import CheckpointError, MachineError
 from core.models.weights import load_into, pack_weights
 from core.processes import Processes
 from core.trainer.checkpoint import Checkpoint, CheckpointFolder
@@ -95,7 +95,8 @@ class Journal:
         if self._checkpoints is not None:
             self._checkpoints.restore_pointers(checkpoint.step, state.best_step)
         self._warn_of_threads(checkpoint.training.get("num_threads"), stepper.device)
-        self.saved = TrainState.from_dict(state.to_dict())
+        # With other settings than the newest checkpoint has, the run is another one from here on.
+        self.saved = None if override else TrainState.from_dict(state.to_dict())
         return state, offset
 
     def open(self, offset: int) -> contextlib.closing[Journal]:
@@ -144,8 +145,19 @@ class Journal:
         """Whether the newest checkpoint is old enough for another one; always False where none is written."""
         return self._checkpoints is not None and self._under_way is None and self.pace.is_due_between_steps()
 
-    def save(self, state: TrainState, stepper: Stepper, *, keep_earlier: bool = False) -> None:
+    def save(self, state: TrainState, stepper: Stepper) -> None:
         """Write a checkpoint of this very moment, in the background if the configuration says so.
+
+        Raises:
+            MachineError: it, or the one before, cannot be written; earlier ones are as they were.
+        """
+        began = time.monotonic()
+        self._finish()
+        self._begin(state, stepper, in_background=self._settings.background_saves)
+        self.pace.saved(time.monotonic() - began)
+
+    def save_if_changed(self, state: TrainState, stepper: Stepper, *, keep_earlier: bool = False) -> None:
+        """Write a checkpoint unless the newest is of this moment, and wait for it.
 
         Args:
             state: where the run stands.
@@ -153,17 +165,14 @@ class Journal:
             keep_earlier: remove no earlier checkpoint.
 
         Raises:
-            MachineError: it, or the one before, cannot be written; earlier ones are as they were.
+            MachineError: it cannot be written.
         """
-        self.saved = TrainState.from_dict(state.to_dict())
-        if self._checkpoints is None:
-            return
-        began = time.monotonic()
-        self.finish_save()
-        self._under_way = BackgroundTask(self._make_save(self._checkpoints, state, stepper, keep_earlier))
-        if not self._settings.background_saves:
-            self.finish_save()
-        self.pace.saved(time.monotonic() - began)
+        with contextlib.suppress(MachineError):  # of the one before: this one is another try
+            self._finish()
+        saved = self.saved
+        here = (state.step, state.epoch, state.batches_done)
+        if saved is None or here != (saved.step, saved.epoch, saved.batches_done):
+            self._begin(state, stepper, in_background=False, keep_earlier=keep_earlier)
 
     def poll_save(self) -> None:
         """Tell of the checkpoint under way, if it is there now.
@@ -172,7 +181,7 @@ class Journal:
             MachineError: it could not be written.
         """
         if self._under_way is not None and self._under_way.is_done:
-            self.finish_save()
+            self._finish()
 
     def finish_save(self) -> None:
         """Wait for the checkpoint under way, and tell of it.
@@ -180,47 +189,46 @@ class Journal:
         Raises:
             MachineError: it could not be written.
         """
+        began = time.monotonic()
+        self._finish()
+        self.pace.waited(time.monotonic() - began)
+
+    def _begin(self, state: TrainState, stepper: Stepper, *, in_background: bool, keep_earlier: bool = False) -> None:
+        """Begin to write a checkpoint; wait for it unless it is in the background."""
+        if self._checkpoints is not None:
+            take = copy_to_host if in_background else _as_it_is
+            work = self._make_save(self._checkpoints, state, stepper, take, keep_earlier)
+            self._under_way = BackgroundTask(work)
+            if not in_background:
+                self._finish()
+        self.saved = TrainState.from_dict(state.to_dict())
+
+    def _finish(self) -> None:
         task = self._under_way
         if task is None:
             return
+        task.wait()
+        self._under_way = None
         try:
             event = task.result()
         except Exception:
+            self.saved = None
             self.has_failed = True
             raise
-        finally:
-            if task.is_done:  # and the waiting was not stopped by a signal
-                self._under_way = None
-        if self._on_first_checkpoint is not None:
-            self._on_first_checkpoint()
-            self._on_first_checkpoint = None
         self.reporter.checkpoint_saved(event)
 
-    def save_if_changed(self, state: TrainState, stepper: Stepper, *, keep_earlier: bool = False) -> None:
-        """Write a checkpoint unless the newest is of this moment, and wait for it.
-
-        Args:
-            state: see `save`, like the others.
-            stepper: likewise.
-            keep_earlier: likewise.
-
-        Raises:
-            MachineError: it cannot be written.
-        """
-        saved = self.saved
-        here = (state.step, state.epoch, state.batches_done)
-        if saved is None or here != (saved.step, saved.epoch, saved.batches_done):
-            self.save(state, stepper, keep_earlier=keep_earlier)
-        self.finish_save()
-
     def _make_save(
-        self, checkpoints: CheckpointFolder, state: TrainState, stepper: Stepper, keep_earlier: bool
+        self,
+        checkpoints: CheckpointFolder,
+        state: TrainState,
+        stepper: Stepper,
+        take: Callable[[Any], Any],
+        keep_earlier: bool,
     ) -> Callable[[], CheckpointSaved]:
         """Take down all that a checkpoint of this moment holds; return the function that writes it."""
         records = self._records
         if records is None:
             raise ValueError("there are no records to save")
-        take = copy_to_host if self._settings.background_saves else _as_it_is
         weights = take(stepper.best_model.state_dict())
         model = pack_weights(weights, self.assembly.config.model_dump(), self.assembly.classes)
         training = {
@@ -238,6 +246,9 @@ class Journal:
         def write() -> CheckpointSaved:
             records.sync()
             folder: Path = checkpoints.save(step, model, training, is_best=is_best, keep_earlier=keep_earlier)
+            if self._on_first_checkpoint is not None:
+                self._on_first_checkpoint()
+                self._on_first_checkpoint = None
             return CheckpointSaved(folder, step, is_best)
 
         return write

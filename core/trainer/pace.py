@@ -37,6 +37,10 @@ class SavePace:
         """Tell whether the newest checkpoint is too old, and another one affordable."""
         return self._now() - self._saved_at >= self._min_age and self.is_affordable()
 
+    def waited(self, seconds: float) -> None:
+        """Count a wait for a save under way, in seconds."""
+        self.blocked_seconds += seconds
+
     def saved(self, seconds: float) -> None:
         """Count a save that kept training waiting for so long, in seconds."""
         self.blocked_seconds += seconds

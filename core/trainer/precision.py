@@ -75,15 +75,15 @@ class MixedPrecision:
             self.scaler.update()
             self.num_skipped_in_a_row = 0
             return True
-        self.num_skipped_in_a_row += 1
-        # The scale stays as it was then, for whoever looks into it.
-        if self.num_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        # The scale and the count stay as they were then, for whoever looks into it.
+        if self.num_skipped_in_a_row + 1 >= MAX_SKIPPED_IN_A_ROW:
             raise DivergedError(
-                f"the gradients overflowed float16 in {self.num_skipped_in_a_row} steps in a row, however little the "
-                "loss was scaled",
+                f"the gradients overflowed float16 in {MAX_SKIPPED_IN_A_ROW} steps in a row, however little the loss "
+                "was scaled",
                 where="run.precision",
                 hint="use run.precision=bfloat16 or float32, or lower optimizer.lr",
             )
+        self.num_skipped_in_a_row += 1
         self.scaler.update()
         return False
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 class BackgroundTask(Generic[T]):
     """A function that runs in a thread of its own, from now on.
 
-    The thread is no daemon: the process ends only when it has, as a half-ended thread in C++ code would abort it.
+    The process must not end before it has, as a half-ended thread in C++ code would abort it: see `wait`.
 
     Args:
         work: does not touch anything that changes meanwhile.
@@ -24,16 +24,23 @@ class BackgroundTask(Generic[T]):
         self._work = work
         self._result: list[T] = []
         self._error: BaseException | None = None
+        # Not the thread's own state: one that a signal stops from being joined counts as ended (in Python 3.12 still).
+        self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="save checkpoint")
         self._thread.start()
 
     @property
     def is_done(self) -> bool:
-        """Whether `result` returns at once."""
-        return not self._thread.is_alive()
+        """Whether the function has ended."""
+        return self._has_ended.is_set()
+
+    def wait(self) -> None:
+        """Wait for the end; a signal's error may come between, and the waiting be taken up again."""
+        self._has_ended.wait()
 
     def result(self) -> T:
         """Wait for the end, and return or raise what the function did."""
+        self.wait()
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -44,6 +51,8 @@ class BackgroundTask(Generic[T]):
             self._result.append(self._work())
         except BaseException as error:  # noqa: BLE001 (it is raised where it can be told)
             self._error = error
+        finally:
+            self._has_ended.set()
 
 
 def copy_to_host(content: Any) -> Any:

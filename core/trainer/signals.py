@@ -11,14 +11,11 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from core.errors import Interrupted
+from core.errors import SIGNAL_EXIT_CODES, Interrupted
 from core.processes import ALONE, Processes
 from core.torchrun import started_by_torchrun
 
-EXIT_CODES: dict[signal.Signals, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
-if hasattr(signal, "SIGUSR1"):
-    EXIT_CODES |= {signal.SIGUSR1: 143, signal.SIGHUP: 129}
-
+EXIT_CODES = {signal.Signals[name]: code for name, code in SIGNAL_EXIT_CODES.items() if hasattr(signal, name)}
 
 # Wrappers such as `timeout` signal their child and then its whole group: one wish, two signals.
 _ECHO_SECONDS = 0.1
@@ -29,7 +26,7 @@ class StoppedAtOnce(Interrupted):
 
 
 class StopSignals:
-    """Takes SIGINT, SIGTERM, SIGUSR1 and SIGHUP (which `nohup` makes be ignored) while it is entered.
+    """Takes SIGINT, SIGTERM, SIGUSR1 and SIGHUP while it is entered, as far as they are not ignored.
 
     The first signal sets a flag, which `poll` turns into `Interrupted` where the caller can save. A second one
     raises `StoppedAtOnce` out of whatever runs. The end of the agent that started this process among others counts
@@ -52,8 +49,9 @@ class StopSignals:
         self._process = os.getpid()
         self._children_before = set(multiprocessing.active_children())
         if threading.current_thread() is threading.main_thread():
+            # What is ignored stays so: `nohup` and a shell's background jobs mean it.
             for number in EXIT_CODES:
-                if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:
+                if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._note)
             self._terminals = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
         return self
@@ -74,7 +72,7 @@ class StopSignals:
             raise self._stopped_at_once
         if self.received is None and self._agent not in (None, os.getppid()):
             # Nobody is left to end this process: it would train on, unseen, and keep the run's folder locked.
-            self.received = signal.SIGTERM
+            self.received, self._received_at = signal.SIGTERM, time.monotonic()
         number = processes.largest(int(self.received or 0))
         if number:
             if self.received is None:
@@ -92,6 +90,8 @@ class StopSignals:
             # Slurm's warning is followed by a SIGTERM when time is up: saving goes on, as long as it is let.
             self.received = signal.Signals(number)
             self._received_at = time.monotonic()
+        elif signal.Signals(number).name == "SIGHUP":
+            pass  # a shell sends one to its jobs, and the system another when the shell has gone
         elif time.monotonic() - self._received_at > self._echo_seconds:
             self._stop_at_once(signal.Signals(number))
 

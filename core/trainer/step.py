@@ -114,7 +114,9 @@ class Stepper:
 
     def are_weights_finite(self) -> bool:
         """Tell whether all weights are numbers: an update can make them infinite, which the next step finds."""
-        return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+        models = [self.model] if self.average is None else [self.model, self.average.model]
+        totals = [weight.detach().abs().max() for model in models for weight in model.parameters()]
+        return bool(torch.stack(totals).isfinite().all())
 
     def train(self) -> None:
         """Set model and criterion to training mode."""
@@ -191,8 +193,10 @@ class Stepper:
         except DivergedError as error:
             # All processes give float16 up at once, and nothing was changed.
             self.is_updating = False
-            self.statistics.put_back()
-            self._refuse_gradients(error.message, attempt)
+            try:
+                self._refuse_gradients(error.message, attempt)
+            finally:
+                self.statistics.put_back()
             raise
         if not was_updated:
             self.statistics.put_back()

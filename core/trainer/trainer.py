@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ import torch
 
 from core.assembly import Assembly
 from core.datasets.dataset import DetectionDataset
-from core.datasets.loaders import TrainLoader
+from core.datasets.loaders import EvalLoader, TrainLoader
 from core.device import place
-from core.errors import DivergedError, Interrupted
+from core.errors import DivergedError, Interrupted, ProcessLost
 from core.evaluation.coco import EvaluationResult
 from core.processes import Processes
 from core.trainer.clock import Clock
@@ -114,9 +116,9 @@ class Trainer:
         """Train the epochs that are left."""
         self.clock = Clock()
         self._seconds_before = self.state.seconds
-        self._announce()
         evaluation: EvaluationResult | None = None
         try:
+            self._announce()
             while not self.progress.is_over(self.state):
                 self._train_epoch()
                 evaluation = self._end_epoch()
@@ -128,11 +130,12 @@ class Trainer:
         except Interrupted as stop:
             self._save_if_changed()
             # Whoever ends first makes torchrun end the others, which may still be saving.
-            self.processes.wait()
+            with contextlib.suppress(ProcessLost):
+                self.processes.wait()
             raise Interrupted(
                 f"{stop.message} after step {self.state.step} of {self.progress.num_steps}, saved in {self.path}",
                 exit_code=stop.exit_code,
-                hint=f"go on with `dedetr train --resume --out {self.path}`",
+                hint=f"go on with `dedetr train --resume --out {shlex.quote(str(self.path))}`",
             ) from None
         except Exception as error:
             self._save_what_was_reached(error)
@@ -157,8 +160,18 @@ class Trainer:
         self.journal.poll_save()
 
     def _save(self) -> None:
-        self.state.seconds = self._seconds()
-        self.journal.save(self.state, self.stepper)
+        if self._can_be_saved():
+            self.state.seconds = self._seconds()
+            self.journal.save(self.state, self.stepper)
+
+    def _can_be_saved(self) -> bool:
+        """Tell whether there is something to go on from; an update may have made weights infinite."""
+        if self.stepper.are_weights_finite():
+            return True
+        self.reporter.warning(
+            f"weights are not finite after step {self.state.step}: they are not saved, and earlier checkpoints stay"
+        )
+        return False
 
     def _save_if_changed(self, *, keep_earlier: bool = False) -> None:
         self.state.seconds = self._seconds()
@@ -168,18 +181,21 @@ class Trainer:
         """Save after an error, unless it came in the middle of an update; should this fail too, it is said."""
         if self.state.step == 0 or self.stepper.is_updating or self.journal.has_failed:
             return
-        if isinstance(error, DivergedError) and not self.stepper.are_weights_finite():
-            self.reporter.warning("the step before made weights infinite: it is not saved; earlier checkpoints stay")
-            return
         try:
+            if not self._can_be_saved():
+                return
             # After a step that diverged the one before may be what went wrong.
             self._save_if_changed(keep_earlier=True)
         except Exception as failure:  # noqa: BLE001 (the error that is under way is the one to read)
             self.reporter.warning(f"the steps since the last checkpoint could not be saved: {failure}")
             return
-        again = f"once the error is mended, go on with `dedetr train --resume --out {self.path}`"
+        command = f"dedetr train --resume --out {shlex.quote(str(self.path))}"
+        again = f"once the error is mended, go on with `{command}`"
         if isinstance(error, DivergedError):
-            again += "; should it come again at once, remove the newest checkpoint to go on from the one before"
+            again = (
+                f"`{command} --override --lr ...` goes on with another learning rate; should it diverge again at once, "
+                "remove the newest checkpoint to go on from the one before"
+            )
         self.reporter.warning(
             f"the run is saved as it was after step {self.state.step} of {self.progress.num_steps}: {again}"
         )
@@ -202,6 +218,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Make the steps of the epoch that are left."""
         self._poll()
+        self._prepare_to_fork(self.train_loader)
         self.stepper.train()
         steps = self.train_loader.epoch(self.state.epoch, self.state.batches_done)
         while not self.progress.is_epoch_done(self.state):
@@ -212,7 +229,7 @@ class Trainer:
             event = self._count(numbers, time.monotonic() - began, waited)
             self.reporter.step_done(event)
             self._poll()
-            if self.journal.is_due_between_steps:
+            if self.journal.is_due_between_steps and not self.progress.is_epoch_done(self.state):
                 self._save()
 
     def _count(self, numbers: StepNumbers, seconds: float, waited_seconds: float) -> StepDone:
@@ -228,6 +245,11 @@ class Trainer:
             self._record_window(numbers.learning_rate)
         self.stepper.is_updating = False
         return event
+
+    def _prepare_to_fork(self, loader: TrainLoader | EvalLoader) -> None:
+        """Let workers that are about to be forked find no lock that the thread of a save has taken."""
+        if loader.is_about_to_fork:
+            self.journal.finish_save()
 
     def _step_event(self, numbers: StepNumbers) -> StepDone:
         steps_left, evaluations_left = self.progress.left(self.state)
@@ -273,8 +295,7 @@ class Trainer:
         return evaluation
 
     def _evaluate(self, validator: Validator, epoch: int) -> EvaluationResult:
-        # Data workers are forked here, and shall not find locks that the thread of a save has taken.
-        self.journal.finish_save()
+        self._prepare_to_fork(validator.loader)
         began = time.monotonic()
         result = validator.run(self.stepper.best_model, self.reporter, self._poll, epoch, self.state.step)
         self.clock.add_evaluation(time.monotonic() - began)

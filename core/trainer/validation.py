@@ -53,7 +53,7 @@ class Validator:
         self.assembly = assembly
         self.device = device
         self.processes = processes
-        self._loader = EvalLoader(
+        self.loader = EvalLoader(
             validation.dataset,
             assembly.config.data,
             rank=processes.rank,
@@ -98,13 +98,13 @@ class Validator:
 
     def close(self) -> None:
         """End the data workers."""
-        self._loader.close()
+        self.loader.close()
 
     def _batches(self, reporter: Reporter, poll: Callable[[], None]) -> Iterator[Batch]:
         """Yield this process's batches, and poll as often as every other process does, whatever its share is."""
-        num_polls = self.processes.largest(len(self._loader))
+        num_polls = self.processes.largest(len(self.loader))
         reporter.evaluation_started(num_polls)
-        for batch in self._loader:
+        for batch in self.loader:
             yield batch
             poll()
             num_polls -= 1

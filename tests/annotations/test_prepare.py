@@ -240,7 +240,7 @@ def test_a_failed_run_keeps_the_earlier_data_set(tmp_path: Path, coco_layout: Pa
     assert all_bytes(tmp_path / "data") == before
 
 
-def test_foreign_folders_are_not_replaced(tmp_path: Path, coco_layout: Path) -> None:
+def test_f52_foreign_folders_are_not_replaced(tmp_path: Path, coco_layout: Path) -> None:
     out = tmp_path / "data"
     out.mkdir()
     prepare(coco_layout, out)  # an empty folder may be taken

@@ -58,7 +58,7 @@ def test_in_an_empty_folder(tmp_path: Path, arguments: list[str], code: int, wor
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_folder_that_is_not_empty(demo: Path) -> None:
+def test_f52_a_run_folder_that_is_not_empty(demo: Path) -> None:
     (demo / "runs" / "full").mkdir(parents=True, exist_ok=True)
     (demo / "runs" / "full" / "mine.txt").write_text("keep me")
     check(dedetr("train", "--out", "runs/full", *TINY, cwd=demo), 2, "runs/full", "--resume", "--overwrite")
@@ -139,7 +139,7 @@ def test_boxes_written_as_corners_stop_before_the_first_step(copy: Path) -> None
     assert not (copy / "runs").exists()
 
 
-def test_predict_never_replaces_the_users_files(trained: Path, tmp_path: Path) -> None:
+def test_f52_predict_never_replaces_the_users_files(trained: Path, tmp_path: Path) -> None:
     photographs = tmp_path / "mine"
     shutil.copytree(trained / "images", photographs)
     before = {path.name: path.read_bytes() for path in photographs.iterdir()}

@@ -33,13 +33,11 @@ def test_two_processes_leave_one_run_and_one_result(trained: Path, tmp_path: Pat
     assert alone["evaluation"]["stats"] == pytest.approx(result["evaluation"]["stats"], abs=1e-12)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_evaluation_gives_the_same_numbers_on_any_number_of_processes(trained: Path, processes: int) -> None:
-    """F62: three processes share 60 images in four batches, so that one of them has more."""
+def test_f62_evaluation_gives_the_same_numbers_on_any_number_of_processes(trained: Path) -> None:
+    """Three share 60 images in four batches, so that one of them has more. (Fewer: tests/faults/test_processes.py)"""
     arguments = ["eval", "--checkpoint", "runs/tiny", "--set", "data.batch_size=16", "--json"]
     one, many = (
-        json.loads(succeed(*arguments, "--nproc", str(count), cwd=trained).stdout)["evaluation"]
-        for count in (1, processes)
+        json.loads(succeed(*arguments, "--nproc", str(count), cwd=trained).stdout)["evaluation"] for count in (1, 3)
     )
     assert many == one
     assert one["num_detections"] > 0
@@ -53,8 +51,8 @@ def test_torchrun_starts_the_same_command(trained: Path, tmp_path: Path) -> None
     assert "2 processes" in done.stderr
 
 
-def test_the_first_error_is_told_once_with_its_exit_code(trained: Path, tmp_path: Path) -> None:
-    """F63, F64: an image that ends too early is found by whichever process reads it, in the middle of a run."""
+def test_f63_f64_the_first_error_is_told_once_with_its_exit_code(trained: Path, tmp_path: Path) -> None:
+    """An image that ends too early is found by whichever process reads it, in the middle of a run."""
     shutil.copytree(trained / "data", tmp_path / "data", symlinks=True)
     subset = json.loads(next((tmp_path / "data" / "annotations").glob("train-*.json")).read_text())
     for record in subset["images"][2:]:
@@ -99,7 +97,7 @@ def test_a_signal_to_the_command_saves_once_and_stops(
     assert (run / "checkpoints" / "last" / "model.pt").is_file()
 
 
-def test_a_process_that_is_killed_ends_the_others(trained: Path, tmp_path: Path) -> None:
+def test_f63_a_process_that_is_killed_ends_the_others(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with _started(trained, run) as process:
         _wait_for_steps(run, process)
@@ -131,8 +129,7 @@ def _is_alive(process: int) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_wrong_numbers_of_processes_are_refused(trained: Path, tmp_path: Path) -> None:
-    """F67, F68."""
+def test_f67_f68_wrong_numbers_of_processes_are_refused(trained: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     done = dedetr("train", *FEW, "--nproc", "4000", "--batch-size", "4000", "--out", tmp_path / "run", cwd=trained)
     assert done.returncode == 2, done.stderr

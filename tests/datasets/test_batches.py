@@ -132,8 +132,8 @@ def test_fewer_images_than_one_batch_still_train(num_images: int, batch_size: in
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (5, 1)])
-def test_parts_together_see_the_images_of_one_process_in_each_step(world_size: int, accumulate: int) -> None:
-    """F69: also where they cannot all have equally many."""
+def test_f69_parts_together_see_the_images_of_one_process_in_each_step(world_size: int, accumulate: int) -> None:
+    """Also where they cannot all have equally many."""
     one = list(TrainBatches(19, 5, seed=3))
     ranks = [list(TrainBatches(19, 5, 3, rank, world_size, accumulate)) for rank in range(world_size)]
     for step, whole in enumerate(one):
@@ -172,7 +172,7 @@ def test_no_image_is_said() -> None:
 
 @pytest.mark.parametrize("num_images", [0, 1, 2, 7, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_shards_hold_each_image_once_in_the_same_batches(num_images: int, world_size: int) -> None:
+def test_f62_evaluation_shards_hold_each_image_once_in_the_same_batches(num_images: int, world_size: int) -> None:
     ranks = [list(EvalBatches(num_images, 2, rank, world_size)) for rank in range(world_size)]
     assert [len(EvalBatches(num_images, 2, rank, world_size)) for rank in range(world_size)] == list(map(len, ranks))
     batches = sorted(batch for rank in ranks for batch in rank)
@@ -309,7 +309,7 @@ def test_a_process_with_living_workers_can_exit(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
 
 
-def test_a_killed_worker_is_a_machine_error(tmp_path: Path) -> None:
+def test_f65_a_killed_worker_is_a_machine_error(tmp_path: Path) -> None:
     annotations = make_scene(tmp_path, num_images=40)
     loader = TrainLoader(_train_set(annotations, tmp_path), _config(batch_size=1, num_workers=1), seed=2)
 
@@ -321,6 +321,24 @@ def test_a_killed_worker_is_a_machine_error(tmp_path: Path) -> None:
 
     with pytest.raises(MachineError, match="data worker died") as caught:
         kill_while_iterating()
+    assert "/dev/shm" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on shared memory")
+def test_f65_a_batch_without_shared_memory_is_a_machine_error(tmp_path: Path) -> None:
+    """The limit on the size of files holds for it too. (A full one: tests/faults/test_processes.py)"""
+    import resource
+
+    annotations = make_scene(tmp_path, num_images=2, size=(800, 800))
+    config = DataConfig(short_side=800, max_long_side=800, batch_size=2, num_workers=1)
+    dataset = DetectionDataset(annotations, tmp_path, CLASSES, eval_transform(config), seed=1, drop_crowds=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
+    try:
+        with pytest.raises(MachineError, match=r"data worker 0 has no shared memory for a batch: .*large") as caught:
+            list(EvalLoader(dataset, config))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "/dev/shm" in str(caught.value.hint)
 
 

@@ -125,7 +125,7 @@ def test_the_order_of_images_does_not_matter() -> None:
     assert _evaluate(annotations, found) == _evaluate(annotations, dict(reversed(found.items())))
 
 
-def test_no_detections_score_zero() -> None:
+def test_f60_no_detections_score_zero() -> None:
     annotations, found = _random_case(3)
     assert any(not a.is_crowd for a in annotations.annotations)
     result = _evaluate(annotations, dict.fromkeys(found, _no_detections()))
@@ -135,7 +135,7 @@ def test_no_detections_score_zero() -> None:
 
 
 @pytest.mark.parametrize("only_crowds", [True, False])
-def test_without_boxes_to_find_there_is_no_number(only_crowds: bool) -> None:
+def test_f61_without_boxes_to_find_there_is_no_number(only_crowds: bool) -> None:
     annotations, found = _random_case(3)
     crowds = tuple(structs.replace(a, is_crowd=True) for a in annotations.annotations) if only_crowds else ()
     result = _evaluate(replace(annotations, annotations=crowds), found)

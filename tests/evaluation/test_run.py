@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 CONFIG = DataConfig(short_side=64, max_long_side=120, batch_size=4)
 
 
-class _ColorFinder(nn.Module):
+class ColorFinder(nn.Module):
     """Finds the rectangles of a scene by their colours: one query for each class and column of the picture."""
 
     def forward(self, images: ImageBatch) -> ModelOutput:
@@ -58,7 +58,7 @@ POSTPROCESS = Postprocess(PostprocessConfig(max_detections=10), DecoderFamily.CO
 
 def test_a_model_that_sees_the_rectangles_scores_high(tmp_path: Path) -> None:
     dataset, evaluator = _dataset(tmp_path)
-    model = _ColorFinder().train()
+    model = ColorFinder().train()
     done: list[int] = []
     result = evaluate(model, POSTPROCESS, EvalLoader(dataset, CONFIG), evaluator, CPU, done.append)
     assert done == [4, 8, 9]
@@ -71,7 +71,7 @@ def test_a_model_that_sees_the_rectangles_scores_high(tmp_path: Path) -> None:
 
 def test_shards_of_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
     dataset, evaluator = _dataset(tmp_path)
-    model = _ColorFinder()
+    model = ColorFinder()
     whole = evaluate(model, POSTPROCESS, EvalLoader(dataset, CONFIG), evaluator, CPU)
     gathered = CocoEvaluator(evaluator.annotations, CLASSES)
     for rank in (1, 0):
@@ -85,14 +85,14 @@ def test_every_image_exactly_once(tmp_path: Path) -> None:
     dataset, evaluator = _dataset(tmp_path)
     batches = list(EvalLoader(dataset, CONFIG))
     with pytest.raises(ValueError, match="twice"):
-        evaluate(_ColorFinder(), POSTPROCESS, [*batches, batches[0]], evaluator, CPU)
+        evaluate(ColorFinder(), POSTPROCESS, [*batches, batches[0]], evaluator, CPU)
     with pytest.raises(ValueError, match="1 images were not evaluated"):
-        evaluate(_ColorFinder(), POSTPROCESS, batches[:-1], evaluator, CPU)
+        evaluate(ColorFinder(), POSTPROCESS, batches[:-1], evaluator, CPU)
 
 
 def test_what_the_callback_raises_ends_the_run(tmp_path: Path) -> None:
     dataset, evaluator = _dataset(tmp_path)
-    model = _ColorFinder().train()
+    model = ColorFinder().train()
 
     def stop(num_images: int) -> None:
         raise KeyboardInterrupt

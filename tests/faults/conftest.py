@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,10 @@ import pytest
 from dedetr_cli.__main__ import main
 from tests.cli.conftest import demo, trained
 from tests.faults.desk import desk
+from tests.faults.running import finished, runs
 from tests.faults.shell import Here
 
-__all__ = ["demo", "desk", "trained"]
+__all__ = ["demo", "desk", "finished", "runs", "trained"]
 
 
 @pytest.fixture
@@ -34,13 +33,3 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return int(str(ended.value.code)), captured.out, captured.err
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_is_heard() -> Iterator[None]:
-    """Hear SIGINT, and let commands hear it: background jobs of a shell (`make test &`) and what they start do not."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

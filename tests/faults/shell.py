@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ if sys.platform != "win32":
     import termios
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 Here = Callable[..., "tuple[int, str, str]"]
 """A command in this process: exit code, stdout, stderr; see `conftest.here`."""
 
@@ -34,11 +35,23 @@ def require_one_error(code: int, said: str, expected: int, *words: str) -> None:
         assert word in said, said
 
 
-def start(*arguments: str | Path, cwd: Path, **options: object) -> subprocess.Popen[str]:
-    """Start the real command in a process group of its own, as a shell does."""
-    code = "import sys; from dedetr_cli.__main__ import main; sys.stderr.write('ready\\n'); sys.stderr.flush(); main()"
+_DEDETR = "import sys; sys.stderr.write('ready\\n'); sys.stderr.flush(); from dedetr_cli.__main__ import main; main()"
+
+
+def start(
+    *arguments: str | Path, cwd: Path, prefix: Sequence[str] = (), program: str = _DEDETR, **options: object
+) -> subprocess.Popen[str]:
+    """Start the real command in a process group of its own, as a shell does.
+
+    Args:
+        arguments: of the command.
+        cwd: where it is typed.
+        prefix: words before the whole.
+        program: Python code that runs it.
+        options: of `subprocess.Popen`.
+    """
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [*prefix, sys.executable, "-c", program, *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,

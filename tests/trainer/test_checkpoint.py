@@ -92,7 +92,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip_bit, empty, Path.unlink])
 @pytest.mark.parametrize("name", ["model.pt", "training.pt", "manifest.json"])
-def test_damaged_newest_is_named_and_the_one_before_taken(folder: CheckpointFolder, name: str, damage: Any) -> None:
+def test_f44_damaged_newest_is_named_and_the_one_before_taken(folder: CheckpointFolder, name: str, damage: Any) -> None:
     save(folder, 10)
     newest = save(folder, 20)
     damage(newest / name)
@@ -103,7 +103,7 @@ def test_damaged_newest_is_named_and_the_one_before_taken(folder: CheckpointFold
     assert "step 10" in warnings[0]
 
 
-def test_none_valid_is_an_error_and_never_a_fresh_start(folder: CheckpointFolder) -> None:
+def test_f45_none_valid_is_an_error_and_never_a_fresh_start(folder: CheckpointFolder) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint") as missing:
         folder.load_newest(Recorder())
     assert missing.value.exit_code == 4
@@ -126,7 +126,7 @@ def test_saving_on_after_a_fall_back_keeps_what_was_just_saved(tmp_path: Path) -
     assert loaded(folder) == (20, 20.0, [])
 
 
-def test_steps_are_numbers(folder: CheckpointFolder) -> None:
+def test_f47_steps_are_numbers(folder: CheckpointFolder) -> None:
     save(folder, 99_999_999)
     save(folder, 100_000_000)
     assert loaded(folder)[0] == 100_000_000
@@ -151,7 +151,7 @@ def test_save_cut_off_before_its_pointers_gets_them(folder: CheckpointFolder) ->
     assert folder.best == folder.path / "step-00000020"
 
 
-def test_leftovers_are_ignored_and_cleaned(folder: CheckpointFolder) -> None:
+def test_f46_leftovers_are_ignored_and_cleaned(folder: CheckpointFolder) -> None:
     save(folder, 10)
     save(folder, 20).rename(folder.path / "step-00000030.tmp")
     (folder.path / ".last.123.tmp").symlink_to("step-00000030.tmp")
@@ -160,7 +160,7 @@ def test_leftovers_are_ignored_and_cleaned(folder: CheckpointFolder) -> None:
     assert steps_in(folder) == ["last", "step-00000010"]
 
 
-def test_set_aside_checkpoint_is_put_back(folder: CheckpointFolder) -> None:
+def test_f46_set_aside_checkpoint_is_put_back(folder: CheckpointFolder) -> None:
     save(folder, 10, value=1.0).rename(folder.path / "step-00000010.old")
     folder.clean()
     assert loaded(folder) == (10, 1.0, [])
@@ -178,7 +178,7 @@ class _Evil:
         return Path.touch, (self.canary,)
 
 
-def test_pickle_in_a_checkpoint_is_not_run(folder: CheckpointFolder, tmp_path: Path) -> None:
+def test_f32_pickle_in_a_checkpoint_is_not_run(folder: CheckpointFolder, tmp_path: Path) -> None:
     newest = save(folder, 10)
     canary = tmp_path / "canary"
     (newest / "training.pt").write_bytes(pickle.dumps({"state": _Evil(canary)}, protocol=2))
@@ -198,14 +198,14 @@ def test_what_cannot_be_read_back_is_not_saved(folder: CheckpointFolder) -> None
     assert steps_in(folder) == ["last", "step-00000010"]
 
 
-def test_checkpoint_of_a_newer_format_says_who_made_it(folder: CheckpointFolder) -> None:
+def test_f54_checkpoint_of_a_newer_format_says_who_made_it(folder: CheckpointFolder) -> None:
     content = pack_weights({"w": torch.zeros(1)}, {}, CLASSES) | {"format_version": 99, "made_by": "7.8.9"}
     folder.save(10, content, {}, is_best=False)
     with pytest.raises(CheckpointError, match=r"7\.8\.9.*99"):
         folder.load_newest(Recorder())
 
 
-def test_refused_save_is_an_error_of_the_machine(tmp_path: Path) -> None:
+def test_f48_refused_save_is_an_error_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(MachineError) as refused:
         save(CheckpointFolder(tmp_path / "checkpoints", 2), 10)
@@ -213,7 +213,7 @@ def test_refused_save_is_an_error_of_the_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_read_only_folder_is_an_error_of_the_machine(folder: CheckpointFolder) -> None:
+def test_f48_read_only_folder_is_an_error_of_the_machine(folder: CheckpointFolder) -> None:
     save(folder, 10)
     folder.path.chmod(0o500)
     try:
@@ -288,7 +288,7 @@ for trial in range(int(sys.argv[2])):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_f40_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", _KILL_SAVERS, str(tmp_path), "25"], check=True, timeout=120)
     reached = set()
     for trial in range(25):

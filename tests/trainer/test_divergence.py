@@ -105,7 +105,7 @@ def replayed(path: Path) -> ReplayReport:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_second_of_two_parts_is_named_and_kept(fault: str, tmp_path: Path) -> None:
+def test_f56_the_second_of_two_parts_is_named_and_kept(fault: str, tmp_path: Path) -> None:
     """F56, F57."""
     error, stepper = diverge(tmp_path, ALONE, fault)
     path = tmp_path / "diverged" / "step-00000002.pt"
@@ -168,8 +168,8 @@ def test_float16_given_up_keeps_the_scale_that_failed(tmp_path: Path) -> None:
     assert again.parts[0].is_identical is None
 
 
-def test_a_fault_of_one_process_stops_both_before_the_update(tmp_path: Path) -> None:
-    """F56. A sum of gradients belongs to nobody: each process makes its own once more to find out whose it was."""
+def test_f56_a_fault_of_one_process_stops_both_before_the_update(tmp_path: Path) -> None:
+    """A sum of gradients belongs to nobody: each process makes its own once more to find out whose it was."""
     done = torchrun("-m", "tests.trainer.test_divergence", tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     for fault, reason in FAULTS.items():

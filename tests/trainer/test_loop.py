@@ -13,12 +13,11 @@ import torch
 from core.assembly import Assembly
 from core.datasets.loaders import EvalLoader
 from core.device import place
-from core.errors import CheckpointError, DivergedError, Interrupted, MachineError, UsageError
+from core.errors import CheckpointError, DivergedError, Interrupted, UsageError
 from core.evaluation.coco import CocoEvaluator
 from core.evaluation.run import evaluate
 from core.models.weights import load_into, read_weights
 from core.trainer.checkpoint import find_model_file
-from core.trainer.failures import out_of_memory_errors
 from core.trainer.pointers import pointed_to
 from core.trainer.records import read_records
 from core.trainer.reporter import CheckpointSaved, Evaluated, NullReporter, RunStarted, StepDone
@@ -135,7 +134,7 @@ def test_stopped_and_resumed_is_the_same_to_the_last_bit(unbroken: Path, tmp_pat
     assert_same_run(folder, unbroken)
 
 
-def test_the_number_of_data_workers_changes_nothing(unbroken: Path, tmp_path: Path) -> None:
+def test_f55_the_number_of_data_workers_changes_nothing(unbroken: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         tiny_run(folder, tiny_config(data={"num_workers": 2}), reporter=Stopper("step", 6))
@@ -155,7 +154,7 @@ def test_what_the_caller_draws_changes_nothing(unbroken: Path, tmp_path: Path) -
     assert_same_run(tmp_path / "run", unbroken)
 
 
-def test_damaged_newest_checkpoint_goes_back_one_and_ends_the_same(unbroken: Path, tmp_path: Path) -> None:
+def test_f44_damaged_newest_checkpoint_goes_back_one_and_ends_the_same(unbroken: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         tiny_run(folder, reporter=Stopper("step", 10))
@@ -181,7 +180,7 @@ def test_finished_run_resumed_evaluates_and_writes_nothing(unbroken: Path, tmp_p
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
 
-def test_override_trains_on_with_other_settings(tmp_path: Path) -> None:
+def test_f49_override_trains_on_with_other_settings(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run", tiny_config(schedule={"epochs": 1}))
     longer = tiny_config(schedule={"epochs": 2}, optimizer={"lr": 1e-5})
     with pytest.raises(UsageError, match=r"optimizer\.lr .*schedule\.epochs"):
@@ -192,7 +191,7 @@ def test_override_trains_on_with_other_settings(tmp_path: Path) -> None:
     assert recorder.events[-3].learning_rate == pytest.approx(1e-5)
 
 
-def test_resume_with_another_model_or_data_changes_nothing(tmp_path: Path) -> None:
+def test_f49_resume_with_another_model_or_data_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     tiny_run(folder, tiny_config(schedule={"epochs": 1}), validate=False)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -217,7 +216,7 @@ def test_fewer_images_than_a_batch_train(tmp_path: Path) -> None:
     assert result.num_steps == 2
 
 
-def test_batch_without_boxes_trains(tmp_path: Path) -> None:
+def test_f14_batch_without_boxes_trains(tmp_path: Path) -> None:
     """The third image of three has none; each batch is one image."""
     config = tiny_config(
         schedule={"epochs": 2}, data={"batch_size": 1}, backbone={"norm": "group_norm"}, run={"log_every": 1}
@@ -262,7 +261,7 @@ def _nan_weights(assembly: Assembly) -> None:
         (_BadGradient(6), {}, 6, "norm of the gradients is nan"),
     ],
 )
-def test_numbers_that_are_not_finite_stop_the_run_before_the_update(
+def test_f56_numbers_that_are_not_finite_stop_the_run_before_the_update(
     tmp_path: Path, change: Any, sections: dict[str, Any], step: int, named: str
 ) -> None:
     changed: list[Assembly] = []
@@ -286,16 +285,6 @@ def test_numbers_that_are_not_finite_stop_the_run_before_the_update(
     assert all(value.isfinite().all() for value in parameters)
     if step > STEPS_PER_EPOCH:
         assert pointed_to(tmp_path / "run" / "checkpoints" / "last") == tmp_path / "run/checkpoints/step-00000005"
-
-
-def test_out_of_memory_names_what_helps() -> None:
-    data = tiny_config().data
-    with pytest.raises(MachineError, match="out of memory") as full, out_of_memory_errors(data):
-        torch.empty(1 << 50)
-    assert full.value.exit_code == 5
-    assert "--batch-size" in (full.value.hint or "")
-    with pytest.raises(RuntimeError, match="shape"), out_of_memory_errors(data):
-        raise RuntimeError("another shape")
 
 
 def test_signal_between_steps_saves_before_the_next(tmp_path: Path, unbroken: Path) -> None:

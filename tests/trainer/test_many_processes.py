@@ -62,8 +62,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_equal_one_with_the_same_batch(one: Path, processes: int, tmp_path: Path) -> None:
-    """F69; three processes share a batch of four unevenly."""
+def test_f69_processes_equal_one_with_the_same_batch(one: Path, processes: int, tmp_path: Path) -> None:
+    """Three processes share a batch of four unevenly."""
     many = run_many(tmp_path / "run", processes, "--side", str(SIDE), **EXACT)
     assert_close_runs(many, one, 1e-5)
 
@@ -106,8 +106,8 @@ def test_parts_normalised_alone_would_differ(one: Path, tmp_path: Path, monkeypa
         assert_close_runs(tmp_path / "run", one, 1e-3)
 
 
-def test_stopped_by_a_signal_to_one_process_and_resumed_ends_as_unbroken(tmp_path: Path) -> None:
-    """F43, with dropout, augmentation, batch statistics and repeated labels as they come; F55 in the test below."""
+def test_f43_stopped_by_a_signal_to_one_process_and_resumed_ends_as_unbroken(tmp_path: Path) -> None:
+    """With dropout, augmentation, batch statistics and repeated labels as they come."""
     unbroken = run_many(tmp_path / "unbroken", 2)
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]

@@ -188,7 +188,7 @@ def test_a_step_is_made_with_unscaled_gradients(precision: str) -> None:
     assert mixed.num_skipped_in_a_row == 0
 
 
-def test_overflow_skips_the_step_and_too_many_end_the_run() -> None:
+def test_f58_overflow_skips_the_step_and_too_many_end_the_run() -> None:
     parameter, optimizer = parameter_and_optimizer()
     mixed = MixedPrecision("float16", CPU)
     assert not make_step(mixed, parameter, optimizer, float("inf"))

@@ -49,7 +49,7 @@ def test_what_changes_no_number_may_change(section: dict[str, dict[str, Any]]) -
         ({"backbone": {"name": "resnet18"}}, "backbone.name was resnet10, now resnet18"),
     ],
 )
-def test_another_model_is_refused_with_the_difference(
+def test_f49_another_model_is_refused_with_the_difference(
     sections: dict[str, dict[str, Any]], named: str, override: bool
 ) -> None:
     with pytest.raises(CheckpointError, match=named) as refused:
@@ -66,12 +66,12 @@ def test_another_model_is_refused_with_the_difference(
         (CLASSES[::-1], "another order"),
     ],
 )
-def test_other_classes_are_refused_with_the_difference(classes: tuple[Category, ...], named: str) -> None:
+def test_f49_other_classes_are_refused_with_the_difference(classes: tuple[Category, ...], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
         check(classes, override=True)
 
 
-def test_other_settings_need_override() -> None:
+def test_f49_other_settings_need_override() -> None:
     changes: dict[str, dict[str, Any]] = {"optimizer": {"lr": 0.5}, "schedule": {"epochs": 9}}
     with pytest.raises(UsageError) as refused:
         check(**changes)
@@ -87,7 +87,7 @@ def test_configuration_of_a_stranger_is_refused() -> None:
         check_same_run(saved, tiny_config(), CLASSES, override=True)
 
 
-def test_other_data_needs_override() -> None:
+def test_f49_other_data_needs_override() -> None:
     manifest = {"dataset": {"name": "a", "sha256": {"train": "1", "val": "2"}}}
     check_same_data(manifest, DatasetIdentity("moved", {"train": "1", "val": "2"}), override=False)
     check_same_data(None, DatasetIdentity("a", {"train": "3"}), override=False)

@@ -31,7 +31,7 @@ def test_f82_unnamed_runs_have_different_folders(tmp_path: Path) -> None:
     assert all(run.path.parent == tmp_path / "runs" and run.path.name.startswith("detr-") for run in runs)
 
 
-def test_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_f52_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty") as refused:
         RunFolder.create(tmp_path, "detr")
@@ -39,7 +39,7 @@ def test_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+def test_f52_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
@@ -61,7 +61,7 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_second_run_in_the_same_folder_is_refused_until_the_first_dies(tmp_path: Path) -> None:
+def test_f53_second_run_in_the_same_folder_is_refused_until_the_first_dies(tmp_path: Path) -> None:
     fill(tmp_path)
     with subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

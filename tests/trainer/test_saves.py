@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +18,12 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from core.assembly import Assembly
-from core.errors import CheckpointError, DataError, DivergedError, MachineError
+from core.errors import CheckpointError, DataError, DivergedError, Interrupted, MachineError
 from core.models.detector import Detector
 from core.trainer.checkpoint import CheckpointFolder
 from core.trainer.pace import SavePace
 from core.trainer.pointers import pointed_to
-from core.trainer.reporter import CheckpointSaved, NullReporter, StepDone
+from core.trainer.reporter import CheckpointSaved, NullReporter, RunStarted, StepDone
 from core.trainer.saving import BackgroundTask, copy_to_host
 from tests.trainer.comparison import assert_same, assert_same_run
 from tests.trainer.tiny import Recorder, tiny_config, tiny_run
@@ -209,7 +214,7 @@ def test_weights_that_are_infinite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(DivergedError):
         tiny_run(tmp_path / "run", reporter=recorder, change=changed.append)
     assert last_step(tmp_path / "run") == "step-00000004"
-    assert "weights infinite" in recorder.warnings[-1]
+    assert "weights are not finite" in recorder.warnings[-1]
 
 
 def test_an_error_in_the_middle_of_an_update_saves_nothing(tmp_path: Path, unbroken: Path) -> None:
@@ -262,3 +267,83 @@ def test_f48_a_save_that_is_refused_ends_the_run_and_is_not_tried_again(tmp_path
         tiny_run(tmp_path / "run", tiny_config(run={"background_saves": in_background}), reporter=blocker)
     assert refused.value.exit_code == 5
     assert blocker.warnings == []
+
+
+# What a second signal, a failing copy and a resumption with other settings may break
+
+
+def test_f42_a_second_signal_during_a_save_ends_the_process_cleanly(tmp_path: Path) -> None:
+    """A thread in C++ code that outlived the interpreter would abort it."""
+    program = (
+        "import sys, time, torch\n"
+        "from core.trainer import checkpoint\n"
+        "write = checkpoint._write_tensors\n"
+        "def write_much(path, content):\n"
+        "    print('saving', flush=True)\n"
+        "    write(path, {**content, 'much': torch.zeros(60_000_000)})\n"
+        "checkpoint._write_tensors = write_much\n"
+        "from tests.trainer.tiny import main\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run"), "--rest-after", "2", "--rest-seconds", "5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "step 2":
+                process.send_signal(signal.SIGTERM)
+            if line.strip() == "saving":
+                time.sleep(0.15)
+                process.send_signal(signal.SIGTERM)
+                break
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert "terminate" not in errors
+
+
+def test_a_save_whose_copy_fails_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_copies = 0
+
+    def fail_once(content: Any) -> Any:
+        nonlocal num_copies
+        num_copies += 1
+        if num_copies == 3:  # the first of the second save
+            raise MemoryError
+        return copy_to_host(content)
+
+    monkeypatch.setattr("core.trainer.journal.copy_to_host", fail_once)
+    recorder = Recorder()
+    with pytest.raises(MachineError, match="out of memory"):
+        tiny_run(tmp_path / "run", reporter=recorder)
+    assert last_step(tmp_path / "run") == "step-00000008"
+    assert "saved as it was after step 8" in recorder.warnings[-1]
+
+
+def test_other_settings_are_saved_before_the_first_step_with_them(tmp_path: Path) -> None:
+    """Stopped there, the run is resumed without a word about them."""
+    tiny_run(tmp_path / "run", tiny_config(schedule={"epochs": 1}))
+    other = tiny_config(optimizer={"lr": 5e-4})
+
+    class Stopper(NullReporter):
+        def run_started(self, event: RunStarted) -> None:
+            raise Interrupted("stopped by a test", exit_code=143)
+
+    with pytest.raises(Interrupted, match="saved in"):
+        tiny_run(tmp_path / "run", other, resume=True, override=True, reporter=Stopper())
+    assert tiny_run(tmp_path / "run", other, resume=True).num_steps == 12
+
+
+def test_workers_are_forked_while_nothing_is_saved(tmp_path: Path) -> None:
+    """A run that was stopped in an evaluation begins with it, and saves before it starts to read for training."""
+    config = tiny_config(data={"num_workers": 1})
+
+    class Stopper(NullReporter):
+        def evaluation_batch_done(self) -> None:
+            raise Interrupted("stopped by a test", exit_code=143)
+
+    with pytest.raises(Interrupted):
+        tiny_run(tmp_path / "run", config, reporter=Stopper())
+    threads: list[str] = []
+    os.register_at_fork(before=lambda: threads.extend(thread.name for thread in threading.enumerate()))
+    tiny_run(tmp_path / "run", config, resume=True)
+    assert threads
+    assert "save checkpoint" not in threads

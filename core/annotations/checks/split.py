@@ -43,6 +43,8 @@ def read_checked_split(
             annotations = check_images(name, annotations, image_root, log, check)
     for note in findings.notes():
         on_note(f"{name}: {note}")
+    if name != "train" and all(annotation.is_crowd for annotation in annotations.annotations):
+        on_note(f"{name}: no boxes: there is nothing to measure, so that all its numbers will be empty")
     for fault in log.faults:
         on_note(f"{name}: left out, {fault.title} ({fault.code}): {fault.count}")
     return annotations
