@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
 import os
-import signal
 import sys
 import traceback
 from typing import Annotated
@@ -19,7 +17,7 @@ from dedetr_cli.commands import doctor, predict, prepare_data, subsample, train,
 from dedetr_cli.commands import eval as eval_command
 from dedetr_cli.options import debug_wanted
 from dedetr_cli.output import print_error, print_json_error, silence
-from dedetr_cli.stopping import EXIT_CTRL_C, interrupted, signals_as_ctrl_c
+from dedetr_cli.stopping import EXIT_CTRL_C, end_undisturbed, interrupted, signals_as_ctrl_c
 from dedetr_cli.uncaught import explain
 
 EXIT_USAGE = 2
@@ -74,10 +72,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show is no reason to fail
-    # While the interpreter takes itself apart, Python's own handler has odd things to say of Ctrl-C.
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with signals_as_ctrl_c(_tell_at_once):
         code = _run()
+        end_undisturbed()
     sys.exit(code)
 
 

@@ -61,4 +61,13 @@ def signals_as_ctrl_c(tell: Callable[[Interrupted], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+def end_undisturbed() -> None:
+    """Let signals change the exit code no more, as all is done and said; SIGTERM still ends what would hang."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _EXIT_CODES:
+            if number != signal.SIGTERM:
+                signal.signal(number, signal.SIG_IGN)

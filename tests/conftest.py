@@ -7,12 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from core.errors import SIGNAL_EXIT_CODES
 
-@pytest.fixture(autouse=True, scope="session")
-def ctrl_c_is_heard() -> Iterator[None]:
-    """Hear SIGINT, and let commands hear it: background jobs of a shell (`make test &`) and what they start do not."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+NUMBERS = [getattr(signal, name) for name in SIGNAL_EXIT_CODES if hasattr(signal, name)]
+
+
+@pytest.fixture(autouse=True)
+def signals_are_heard() -> Iterator[None]:
+    """Hear signals, and let commands hear them; put back what a command in this process has made of them.
+
+    Background jobs of a shell (`make test &`) and what they start do not hear SIGINT.
+    """
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    for number in NUMBERS:
+        if before[number] is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number in NUMBERS:
+        signal.signal(number, before[number])

@@ -17,7 +17,6 @@ import torch
 from core.errors import MachineError
 from core.trainer.diverged import read_diverged_step
 from core.trainer.failures import out_of_memory_errors
-from tests.annotations.conftest import all_bytes
 from tests.faults.desk import Desk
 from tests.faults.running import GO_ON, SHORT, Runs
 from tests.faults.shell import require_one_error, start
@@ -37,20 +36,26 @@ def records(runs: Runs) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (runs.folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
+def weights_and_moments(runs: Runs, step: int) -> dict[str, Any]:
+    """Return those of a checkpoint."""
+    folder = runs.folder / f"run/checkpoints/step-{step:08d}"
+    files = [torch.load(folder / name, weights_only=True) for name in ("model.pt", "training.pt")]
+    return {"weights": files[0]["model"], "moments": files[1]["optimizer"]["state"]}
+
+
 def test_f56_a_loss_that_is_infinite_changes_nothing(runs: Runs) -> None:
     """What is wrong is a setting: without it, the run ends as if it had never been made."""
-    before = all_bytes(runs.folder / "run/checkpoints")
+    before = weights_and_moments(runs, 4)
     code, _, said = runs.type(*GO_ON, "--set", "loss.class_weight=3e38")
     require_one_error(code, said, 6, "loss: the total is inf at step 5 (image ids ", "were not updated", "hint: ")
     assert all(f"{image_id}" in said for image_id in kept_ids(runs, 5))
-    assert all_bytes(runs.folder / "run/checkpoints") == before
+    assert_same(weights_and_moments(runs, 4), before)
     runs.go_on(4, "--set", "loss.class_weight=1.0")
-    diverged, ended = records(runs), torch.load(runs.folder / "run/checkpoints/last/model.pt", weights_only=True)
+    diverged, ended = records(runs), weights_and_moments(runs, 6)
     shutil.rmtree(runs.folder / "run/checkpoints/step-00000006")
     assert [record["step"] for record in diverged if record["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     runs.go_on(4)
-    again = torch.load(runs.folder / "run/checkpoints/last/model.pt", weights_only=True)
-    assert_same(dict(ended["model"]), dict(again["model"]))
+    assert_same(weights_and_moments(runs, 6), ended)
 
 
 def test_f57_a_learning_rate_that_is_far_too_high(runs: Runs) -> None:
@@ -80,12 +85,10 @@ def test_f58_steps_that_overflow_float16_are_counted_and_end_the_run(runs: Runs)
     require_one_error(code, said, 6, "overflowed float16 in 50 steps in a row", "at step 8 (image ids ")
     counts = [record["num_skipped"] for record in records(runs) if "num_skipped" in record]
     assert counts == [1, 2, 3]
-    weights = [
-        torch.load(runs.folder / f"run/checkpoints/step-0000000{step}/model.pt", weights_only=True)["model"]
-        for step in (4, 7)
-    ]
-    names = [name for name in weights[0] if "running_" not in name and "num_batches" not in name]
-    assert_same({name: weights[0][name] for name in names}, {name: weights[1][name] for name in names})
+    before, after = (weights_and_moments(runs, step) for step in (4, 7))
+    names = [name for name in before["weights"] if "running_" not in name and "num_batches" not in name]
+    assert_same(*({name: each["weights"][name] for name in names} for each in (before, after)))
+    assert_same(before["moments"], after["moments"])
 
 
 # F59: memory

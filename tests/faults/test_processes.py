@@ -72,7 +72,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Answers
     return answers(tmp_path_factory.mktemp("alone"), ALONE)
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_f14_f55_f62_f69_several_processes_are_as_one(
     alone: Answers, unbroken: Path, tmp_path: Path, num_processes: int
 ) -> None:
@@ -184,25 +184,24 @@ def test_f65_a_worker_killed_in_an_evaluation(trained: Path, here: Here) -> None
 
 
 @linux
-def test_f65_shared_memory_that_is_too_small(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kilobytes_taken", "words"),
+    [
+        (0, "data worker 0 has no shared memory for a batch: "),
+        pytest.param(88, "the data workers cannot be started: No space left on device", marks=pytest.mark.slow),
+    ],
+)
+def test_f65_shared_memory_that_is_too_small(source: Path, tmp_path: Path, kilobytes_taken: int, words: str) -> None:
     """For a batch; and, almost full already, for what workers are started with."""
     flags = [*SHORT, "--workers", "1", "--short-side", "200", "--set", "data.max_long_side=300"]
     script = f"""
         cd '{source}'
         mount --bind "$PLACE" /dev/shm
-        for kilobytes in 0 88; do
-            head -c ${{kilobytes}}k /dev/zero > /dev/shm/taken
-            code=0
-            "$PYTHON" -m dedetr_cli train {" ".join(flags)} --out '{tmp_path}/run'$kilobytes || code=$?
-            echo $code
-        done
+        head -c {kilobytes_taken}k /dev/zero > /dev/shm/taken
+        exec "$PYTHON" -m dedetr_cli train {" ".join(flags)} --out '{tmp_path}/run'
     """
     done = in_small_disk(tmp_path / "disk", 96 << 10, script)
-    assert done.stdout.split() == ["5", "5"], done.stderr
-    assert "data worker 0 has no shared memory for a batch: " in done.stderr
-    assert "the data workers cannot be started: No space left on device" in done.stderr
-    assert done.stderr.count("hint: the machine may be short of memory or of /dev/shm") == 2
-    assert "Traceback" not in done.stderr
+    require_one_error(done.returncode, done.stderr, 5, words, "hint: the machine may be short of memory or of /dev/shm")
 
 
 # F66 to F68: how processes find each other (also: tests/cli/test_many_processes.py, tests/test_processes.py)
