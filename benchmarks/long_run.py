@@ -3,8 +3,9 @@
     python benchmarks/long_run.py [--steps 5000] [--folder DIR] [--samples FILE] [train flags, such as --tensorboard]
 
 A tiny model on the demo set with two data workers, an evaluation every 480 steps, and checkpoints. It is looked at from
-outside, every 25 steps. From step 500 on, when all that is kept from then on has been made, a line is fitted to each
-quantity (least squares): its slope, by 1,000 steps, with its standard error. Prints Markdown.
+outside, every 25 steps; `heap.py` tells what of its memory is in use, and what lies free between that. From step 500
+on, when all that is kept from then on has been made, a line is fitted to each quantity (least squares): its slope, by
+1,000 steps, with its standard error. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="long-run-") as temporary:
         folder = prepare(arguments.folder or Path(temporary))
         words = ["train", *FLAGS, "--steps", str(arguments.steps), "--out", "runs/long", "--overwrite", *flags]
-        samples = watch(Command(words, folder, folder / "runs" / "long"))
+        heap = folder / "heap.json"
+        program = (str(Path(__file__).with_name("heap.py").resolve()), str(heap))
+        samples = watch(Command(words, folder, folder / "runs" / "long", program=program), heap)
     if arguments.samples:
         arguments.samples.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     settled = [sample for sample in samples if sample["step"] >= arguments.from_step]
@@ -71,14 +74,14 @@ def main() -> None:
     print(table(headers, [line_of(name, settled) for name in settled[0] if name != "step"]))
 
 
-def watch(command: Command) -> list[Sample]:
+def watch(command: Command, heap: Path) -> list[Sample]:
     """Look at a run until it ends, whenever it has come on."""
     samples: list[Sample] = []
     last = 0
     while command.process.poll() is None:
         time.sleep(0.05)
         step = command.last_record[1]
-        if step >= last + STEPS_BETWEEN and (sample := look(command, step)) is not None:
+        if step >= last + STEPS_BETWEEN and (sample := look(command, heap, step)) is not None:
             samples.append(sample)
             last = step
     if command.process.returncode:
@@ -86,16 +89,18 @@ def watch(command: Command) -> list[Sample]:
     return samples
 
 
-def look(command: Command, step: int) -> Sample | None:
+def look(command: Command, heap: Path, step: int) -> Sample | None:
     """Return what a run holds; None if something is gone before it was counted."""
     main = command.process.pid
     try:
         workers = [process.pid for process in family(main) if process.pid != main]
+        heap_kib = json.loads(heap.read_text()) if heap.exists() else {}
         files = [path.stat().st_size for path in command.checkpoints.glob("*/*")]
         return {
             "step": step,
             "main process, resident KiB": status(main, "VmRSS"),
             "main process, anonymous KiB": status(main, "RssAnon"),
+            **{f"main process, heap {name} KiB": kib for name, kib in heap_kib.items()},
             "data workers": len(workers),
             "data workers, resident KiB in sum": sum(status(pid, "VmRSS") for pid in workers),
             "data workers, anonymous KiB in sum": sum(status(pid, "RssAnon") for pid in workers),

@@ -47,6 +47,14 @@ def was_launched() -> bool:
     return os.environ.get(_LAUNCHED, str(os.getpid())) != str(os.getpid())
 
 
+def agent() -> int | None:
+    """Return the number of the process that started this one among others, and ends it when one of them fails."""
+    if not started_by_torchrun():
+        return None
+    # It may have gone before this process could ask for its parent.
+    return int(os.environ[_LAUNCHED]) if was_launched() else os.getppid()
+
+
 def interface_towards(host: str) -> str | None:
     """Return the name of the network interface that leads to a host; nothing is sent.
 

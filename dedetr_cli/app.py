@@ -69,6 +69,8 @@ def main() -> None:
     # other busy process (our own data workers are such) it makes a training step ten times slower. Read once, when
     # PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Where processes do not find each other, C++ code would print its stack before our one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show is no reason to fail

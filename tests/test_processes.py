@@ -13,7 +13,7 @@ from torch import nn
 
 from core.errors import UsageError
 from core.processes import ALONE, Processes, join_processes
-from core.torchrun import is_main_process, started_by_torchrun
+from core.torchrun import interface_towards, is_main_process, started_by_torchrun
 
 PROGRAM = """
 import json, sys, torch
@@ -99,3 +99,9 @@ def test_one_process_of_torchrun_needs_no_others() -> None:
     names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
     with join_processes(torch.device("cpu"), names) as processes:
         assert processes == Processes(0, 1, 0)
+
+
+def test_no_network_leads_to_this_machine_itself_or_to_nowhere() -> None:
+    """To another machine: tests/faults/test_processes.py."""
+    assert interface_towards("127.0.0.1") is None
+    assert interface_towards("nowhere.invalid") is None

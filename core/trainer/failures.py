@@ -13,7 +13,7 @@ import torch
 
 from core.assembly import Assembly
 from core.config.schema import DataConfig
-from core.errors import DivergedError, MachineError
+from core.errors import DivergedError, MachineError, UsageError
 from core.losses.criterion import Normalisers
 from core.processes import Processes
 from core.trainer.diverged import write_diverged_step
@@ -41,6 +41,21 @@ def out_of_memory_errors(data: DataConfig) -> Iterator[None]:
             f"out of memory: {reason}",
             where=f"data.batch_size {data.batch_size}, data.short_side {data.short_side}",
             hint="take a batch in parts (--accumulate), or make it (--batch-size) or the images (--short-side) smaller",
+        ) from error
+
+
+@contextmanager
+def batch_norm_errors() -> Iterator[None]:
+    """Turn PyTorch's refusal to normalise a single number by itself into a `UsageError` that says what helps."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            "a part of a batch is so small that batch norm has a single value in a channel to train on",
+            where="backbone.norm",
+            hint="use a larger --batch-size or --short-side, less --accumulate, or backbone.norm=group_norm",
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from core.errors import SIGNAL_EXIT_CODES, Interrupted
 from core.processes import ALONE, Processes
-from core.torchrun import started_by_torchrun
+from core.torchrun import agent, started_by_torchrun
 
 EXIT_CODES = {signal.Signals[name]: code for name, code in SIGNAL_EXIT_CODES.items() if hasattr(signal, name)}
 
@@ -40,7 +40,7 @@ class StopSignals:
         self._received_at = 0.0
         # torchrun's agent passes a signal on, after other processes may have told of it.
         self._echo_seconds = 2.0 if started_by_torchrun() else _ECHO_SECONDS
-        self._agent = os.getppid() if started_by_torchrun() else None
+        self._agent = agent()
         self._stopped_at_once: StoppedAtOnce | None = None
         self._children_before: set[multiprocessing.process.BaseProcess] = set()
         self._terminals: list[int] = []

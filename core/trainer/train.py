@@ -13,7 +13,7 @@ from core.datasets.dataset import DetectionDataset
 from core.datasets.loaders import data_worker_errors
 from core.processes import ALONE, Processes
 from core.trainer.device import reproducible
-from core.trainer.failures import out_of_memory_errors
+from core.trainer.failures import batch_norm_errors, out_of_memory_errors
 from core.trainer.journal import Journal
 from core.trainer.loggers import LoggedRun, LoggingReporter, open_writers
 from core.trainer.reporter import (
@@ -65,8 +65,8 @@ def train(
         processes: that train it together.
 
     Raises:
-        UsageError: the training set is empty, or too small for so many processes; settings or data differ from those
-            of the run to resume.
+        UsageError: the training set is empty, or too small for so many processes; images and batch are too small for
+            batch norm; settings or data differ from those of the run to resume.
         DataError: an image cannot be read.
         CheckpointError: the run to resume has no whole checkpoint, or is of another model or other classes.
         MachineError: out of memory, a checkpoint cannot be saved (the earlier ones are as they were), or another
@@ -83,6 +83,7 @@ def train(
         StopSignals() as signals,
         data_worker_errors(),
         out_of_memory_errors(assembly.config.data),
+        batch_norm_errors(),
     ):
         journal = Journal(run, assembly, processes, reporter, on_first_checkpoint)
         trainer = Trainer(assembly, train_dataset, validation, path, device, journal, processes, reporter, signals)

@@ -128,9 +128,18 @@ def prepare(folder: Path) -> Path:
 
 
 class Command:
-    """A `dedetr train` that runs, and what can be seen of it from outside: its messages and its run's folder."""
+    """A `dedetr train` that runs, and what can be seen of it from outside: its messages and its run's folder.
 
-    def __init__(self, words: Sequence[str], folder: Path, run: Path) -> None:
+    Args:
+        words: of the command line, from "train" on.
+        folder: where it is typed.
+        run: the run's folder.
+        program: what Python runs with these words.
+    """
+
+    def __init__(
+        self, words: Sequence[str], folder: Path, run: Path, program: Sequence[str] = ("-m", "dedetr_cli")
+    ) -> None:
         self.run = run
         self.checkpoints = run / "checkpoints"
         self.left_before = self._beside()
@@ -142,7 +151,7 @@ class Command:
         with self._log.open("w") as log:
             # A session of its own, so that signals can go to the whole group as a terminal's do.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dedetr_cli", *words],
+                [sys.executable, *program, *words],
                 cwd=folder,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,

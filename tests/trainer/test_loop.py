@@ -287,6 +287,13 @@ def test_f56_numbers_that_are_not_finite_stop_the_run_before_the_update(
         assert pointed_to(tmp_path / "run" / "checkpoints" / "last") == tmp_path / "run/checkpoints/step-00000005"
 
 
+def test_images_too_small_for_batch_norm_are_named(tmp_path: Path) -> None:
+    config = tiny_config(data={"short_side": 16, "max_long_side": 16, "batch_size": 1, "augment": False})
+    with pytest.raises(UsageError, match="batch norm has a single value") as refused:
+        tiny_run(tmp_path / "run", config, size=(16, 16))
+    assert "group_norm" in (refused.value.hint or "")
+
+
 def test_signal_between_steps_saves_before_the_next(tmp_path: Path, unbroken: Path) -> None:
     class Terminator(NullReporter):
         def step_done(self, event: StepDone) -> None:
