@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from core.errors import MachineError, ProcessLost, UsageError
-from core.torchrun import interface_towards, num_processes_here, started_by_torchrun
+from core.network import interface_towards
+from core.torchrun import num_processes_here, started_by_torchrun
 
 T = TypeVar("T")
 

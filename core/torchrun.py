@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
-import struct
-import sys
 from collections.abc import Mapping
-
-if sys.platform == "linux":
-    import fcntl
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """All of them: job schedulers leave some in every environment."""
 
 _LAUNCHED = "DEDETR_LAUNCHED"
-_SIOCGIFADDR = 0x8915
-"""Linux: the address of an interface."""
 
 
 def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
@@ -53,22 +44,3 @@ def agent() -> int | None:
         return None
     # It may have gone before this process could ask for its parent.
     return int(os.environ[_LAUNCHED]) if was_launched() else os.getppid()
-
-
-def interface_towards(host: str) -> str | None:
-    """Return the name of the network interface that leads to a host; nothing is sent.
-
-    Returns:
-        None where that cannot be told, or the host is this machine by a name that only this machine knows it by.
-    """
-    if sys.platform != "linux":
-        return None
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
-        own_address = probe.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # it has no address
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()))
-                if socket.inet_ntoa(answer[20:24]) == own_address:
-                    return None if own_address.startswith("127.") else name
-    return None

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from core.errors import UsageError
+from core.network import interface_towards
 from core.processes import ALONE, Processes, join_processes
-from core.torchrun import interface_towards, is_main_process, started_by_torchrun
+from core.torchrun import is_main_process, started_by_torchrun
 
 PROGRAM = """
 import json, sys, torch
