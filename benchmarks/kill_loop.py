@@ -5,10 +5,11 @@
 The runs have dropout, shuffling, augmentation, repeated labels, averaged weights, accumulation, two data workers,
 autocast (bfloat16; of one process every third run float16), evaluations, and checkpoints between steps;
 `tests/faults/kills.py` has their flags. SIGKILL goes to the command alone, to all of its processes or, of two
-processes, to one; a third of them while a checkpoint is being saved, others while the command starts, removes what an interrupted save has left, or
-evaluates. In between come SIGTERM, SIGINT, SIGUSR1, SIGHUP, and second ones. A run that has no checkpoint yet is
-started anew. At the end its metrics.jsonl and metrics.csv, its last and best checkpoints must equal those of a run that
-nobody stopped, to the last bit (but for times). Prints Markdown; the exit code is 1 if anything was otherwise.
+processes, to one; a third of them while a checkpoint is being saved, others while the command starts, removes what an
+interrupted save has left, or evaluates. In between come SIGTERM, SIGINT, SIGUSR1, SIGHUP, and second ones. A run that
+has no checkpoint yet is started anew. At the end its metrics.jsonl and metrics.csv, its last and best checkpoints must
+equal those of a run that nobody stopped, to the last bit (but for times). Prints Markdown; the exit code is 1 if
+anything was otherwise.
 """
 
 from __future__ import annotations
