@@ -6,10 +6,12 @@ import itertools
 import os
 import re
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -57,6 +59,7 @@ def _collate_or_report(samples: Sequence[Sample | DedetrError]) -> Batch | Dedet
 
 def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
+    sys.excepthook = _say_unless_parent_is_gone
     # Ctrl-C, the end of the terminal and the scheduler's SIGTERM and SIGUSR1 reach the whole process group. The parent
     # decides what to do, saves, and ends its workers; they also end by themselves when it is gone.
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
@@ -65,6 +68,12 @@ def _start_worker(worker_id: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where SIGTERM keeps its meaning
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _say_unless_parent_is_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of a worker's thread, but not that the parent has hung up: it was killed, and that is no error."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from core.annotations.records import AnnotationSet
 from core.config.schema import DataConfig
 from core.datasets.batches import Batch, EvalBatches, TrainBatches, collate, pad_images
 from core.datasets.dataset import DetectionDataset
-from core.datasets.loaders import EvalLoader, TrainLoader, data_worker_errors
+from core.datasets.loaders import EvalLoader, TrainLoader, _say_unless_parent_is_gone, data_worker_errors
 from core.datasets.transforms import Normalisation
 from core.errors import DataError, MachineError, UsageError
 from tests.datasets.scenes import CLASSES, eval_transform, make_scene, train_transform
@@ -345,3 +345,11 @@ def test_f65_a_batch_without_shared_memory_is_a_machine_error(tmp_path: Path) ->
 def test_other_errors_are_left_as_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), data_worker_errors():
         raise RuntimeError("shapes do not fit in DataLoader worker process 0")
+
+
+@pytest.mark.parametrize(("error", "is_said"), [(ConnectionResetError("peer"), False), (ValueError("odd"), True)])
+def test_a_worker_says_nothing_of_a_parent_that_was_killed(
+    error: Exception, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _say_unless_parent_is_gone(type(error), error, None)
+    assert ("odd" in capsys.readouterr().err) is is_said
