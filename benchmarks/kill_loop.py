@@ -8,19 +8,21 @@ autocast (bfloat16; of one process every third run float16), evaluations, and ch
 processes, to one; a third of them while a checkpoint is being saved, others while the command starts, removes what an
 interrupted save has left, or evaluates. In between come SIGTERM, SIGINT, SIGUSR1, SIGHUP, and second ones. A run that
 has no checkpoint yet is started anew. At the end its metrics.jsonl and metrics.csv, its last and best checkpoints must
-equal those of a run that nobody stopped, to the last bit (but for times). Prints Markdown; the exit code is 1 if
-anything was otherwise.
+equal those of a run that nobody stopped, to the last bit (but for times). Prints Markdown, after Ctrl-C too; the exit
+code is 1 if anything was otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -84,12 +86,14 @@ def main() -> None:
     arguments = parser.parse_args()
     for number in SOFT:
         if signal.getsignal(number) == signal.SIG_IGN:  # as in a shell's background, which commands would inherit
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.default_int_handler if number == Signals.SIGINT else signal.SIG_DFL)
     with tempfile.TemporaryDirectory(prefix="kill-loop-") as temporary:
         folder = prepare(arguments.folder or Path(temporary))
         loop = Loop(folder, arguments.processes, random.Random(arguments.seed), arguments.soft)
-        with (arguments.records or folder / "kills.jsonl").open("w") as records:
-            loop.run(arguments.kills, records)
+        records = arguments.records or folder / "kills.jsonl"
+        # After Ctrl-C what there is by then is reported.
+        with records.open("w") as stream, contextlib.suppress(KeyboardInterrupt):
+            loop.run(arguments.kills, stream)
     print(report(loop, arguments))
     sys.exit(1 if loop.problems else 0)
 
@@ -149,8 +153,11 @@ class Loop:
             whole = self.folder / "runs" / f"unbroken-{precision}"
             self._unbroken[precision] = whole, measure(desk, whole)
         whole, timings = self._unbroken[precision]
-        broken = break_run(desk, run, wishes(self._draws, timings, self.num_processes, self._soft))
         self.num_runs[precision] += 1
+        try:
+            broken = break_run(desk, run, wishes(self._draws, timings, self.num_processes, self._soft))
+        except (TimeoutError, subprocess.TimeoutExpired) as error:
+            return BrokenRun(problems=[str(error)])
         try:
             assert_same_run(run, whole)
         except AssertionError as difference:

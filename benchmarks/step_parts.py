@@ -134,11 +134,11 @@ def label_parts(stepper: Stepper) -> None:
         FIRST_LAYER: [first],
         LAYERS: others,
         HEADS: [model.decoder.norm, *model.decoder.class_embed, *model.decoder.bbox_embed],
-        LOSSES: [stepper.criterion],
+        LOSSES: [stepper.assembly.criterion],
     }.items():
         for module in modules:
             label(module, "forward", part)
     for layer in others:
         label(layer, "_attend_boxes", SPARSE)
-    label(stepper.criterion, "matcher", MATCHING)
+    label(stepper.assembly.criterion, "matcher", MATCHING)
     label(stepper.optimizer, "step", UPDATE)

@@ -328,6 +328,7 @@ def test_what_is_missing_is_told(trained: Path, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_script_of_the_documentation_requeues_itself_and_ends_as_the_unbroken_run(
     trained: Path, tmp_path: Path, unbroken: Path, slurm: FakeSlurm
 ) -> None:

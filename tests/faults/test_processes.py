@@ -135,7 +135,7 @@ def require_dead_worker(process: subprocess.Popen[str], worker: int) -> None:
     began = time.monotonic()
     os.kill(worker, signal.SIGKILL)
     _, said = process.communicate(timeout=120)
-    require_one_error(process.returncode, said, 5, f"worker (pid {worker})", "/dev/shm", "hint: ")
+    require_one_error(process.returncode, said, 5, f" {worker})", "/dev/shm", "hint: ")
     assert time.monotonic() - began < 30
 
 
