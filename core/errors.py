@@ -8,10 +8,12 @@ JSON path, a flag), `hint` says the one thing to do next. The command line print
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Sequence
 
-SIGNAL_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGHUP": 129}
-"""Exit codes of a command that was asked to stop, by the signal (Slurm warns by SIGUSR1); no system has to know all."""
+_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGHUP": 129}
+SIGNAL_EXIT_CODES = {signal.Signals[name]: code for name, code in _EXIT_CODES.items() if hasattr(signal, name)}
+"""Exit codes of a command that was asked to stop, by the signals that this system knows (Slurm warns by SIGUSR1)."""
 
 
 class DedetrError(Exception):

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.errors import DedetrError
+from core.streams import send_nowhere
 
 SCHEMA_VERSION = 1
 
@@ -71,9 +71,7 @@ class _PatientConsole(Console):
 
 def silence(stream: IO[str]) -> None:
     """Send everything that is written to a stream nowhere from now on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    send_nowhere([stream.fileno()])
 
 
 @cache

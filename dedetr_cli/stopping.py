@@ -14,8 +14,7 @@ from types import FrameType
 
 from core.errors import SIGNAL_EXIT_CODES, Interrupted
 
-EXIT_CTRL_C = SIGNAL_EXIT_CODES["SIGINT"]
-_EXIT_CODES = {signal.Signals[name]: code for name, code in SIGNAL_EXIT_CODES.items() if hasattr(signal, name)}
+EXIT_CTRL_C = SIGNAL_EXIT_CODES[signal.SIGINT]
 
 _received = [signal.SIGINT]
 
@@ -24,7 +23,7 @@ def interrupted() -> Interrupted:
     """Return what is said after a signal, where there is nothing to save."""
     number = _received[-1]
     name = "Ctrl-C" if number == signal.SIGINT else number.name
-    return Interrupted(f"stopped by {name}", exit_code=_EXIT_CODES[number])
+    return Interrupted(f"stopped by {name}", exit_code=SIGNAL_EXIT_CODES[number])
 
 
 @contextlib.contextmanager
@@ -52,10 +51,10 @@ def signals_as_ctrl_c(tell: Callable[[Interrupted], None]) -> Iterator[None]:
         if frame is None:
             raise KeyboardInterrupt
         tell(interrupted())
-        os._exit(_EXIT_CODES[_received[-1]])
+        os._exit(SIGNAL_EXIT_CODES[_received[-1]])
 
     # What is ignored stays so: a shell lets its background jobs ignore Ctrl-C.
-    heard = [number for number in _EXIT_CODES if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in SIGNAL_EXIT_CODES if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
@@ -68,6 +67,6 @@ def signals_as_ctrl_c(tell: Callable[[Interrupted], None]) -> Iterator[None]:
 def end_undisturbed() -> None:
     """Let signals change the exit code no more, as all is done and said; SIGTERM still ends what would hang."""
     if threading.current_thread() is threading.main_thread():
-        for number in _EXIT_CODES:
+        for number in SIGNAL_EXIT_CODES:
             if number != signal.SIGTERM:
                 signal.signal(number, signal.SIG_IGN)

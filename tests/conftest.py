@@ -9,8 +9,6 @@ import pytest
 
 from core.errors import SIGNAL_EXIT_CODES
 
-NUMBERS = [getattr(signal, name) for name in SIGNAL_EXIT_CODES if hasattr(signal, name)]
-
 
 @pytest.fixture(autouse=True)
 def signals_are_heard() -> Iterator[None]:
@@ -18,10 +16,10 @@ def signals_are_heard() -> Iterator[None]:
 
     Background jobs of a shell (`make test &`) and what they start do not hear SIGINT.
     """
-    before = {number: signal.getsignal(number) for number in NUMBERS}
-    for number in NUMBERS:
+    before = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+    for number in SIGNAL_EXIT_CODES:
         if before[number] is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
-    for number in NUMBERS:
+    for number in SIGNAL_EXIT_CODES:
         signal.signal(number, before[number])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ def launch(command: Sequence[str], num_processes: int) -> None:
         except ChildFailedError as error:
             raise _first_error(error.failures) from None
         except SignalException as stop:
-            raise _stopped(stop.sigval.name, Path(folder)) from None
+            raise _stopped(stop.sigval, Path(folder)) from None
 
 
 def _start(command: Sequence[str], num_processes: int, folder: str) -> None:
@@ -113,13 +114,13 @@ def _first_error(failures: Mapping[int, ProcessFailure]) -> DedetrError:
     )
 
 
-def _stopped(signal_name: str, folder: Path) -> DedetrError:
+def _stopped(number: signal.Signals, folder: Path) -> DedetrError:
     """Return what the main process has reported after a signal to all: what it saved, if it came to that."""
     for file in folder.glob("**/0/error.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return _error_of(json.loads(file.read_text(encoding="utf-8"))["message"]["extraInfo"])
-    name = "Ctrl-C" if signal_name == "SIGINT" else signal_name
-    return Interrupted(f"stopped by {name}", exit_code=SIGNAL_EXIT_CODES.get(signal_name, 143))
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
+    return Interrupted(f"stopped by {name}", exit_code=SIGNAL_EXIT_CODES.get(number, 143))
 
 
 def _error_of(report: Mapping[str, Any]) -> DedetrError:

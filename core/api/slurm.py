@@ -18,6 +18,7 @@ from core.api.preparation import check_parts, check_run_folder, refuse_contradic
 from core.config.schema import Config
 from core.errors import MachineError, UsageError, nearest
 from core.files import machine_errors
+from core.streams import send_nowhere
 
 if TYPE_CHECKING:
     import submitit
@@ -308,13 +309,10 @@ def _executor(logs: Path, name: str, options: SlurmOptions) -> submitit.Executor
 def _no_streams() -> Iterator[None]:
     """Keep this process's streams from those that it starts: a reader of ours would wait until they end."""
     kept = [os.dup(number) for number in range(3)]
-    nowhere = os.open(os.devnull, os.O_RDWR)
     try:
-        for number in range(3):
-            os.dup2(nowhere, number)
+        send_nowhere(range(3))
         yield
     finally:
         for number, stream in enumerate(kept):
             os.dup2(stream, number)
             os.close(stream)
-        os.close(nowhere)

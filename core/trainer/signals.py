@@ -13,9 +13,8 @@ from typing import Any, NoReturn
 
 from core.errors import SIGNAL_EXIT_CODES, Interrupted
 from core.processes import ALONE, Processes
+from core.streams import send_nowhere
 from core.torchrun import agent, started_by_torchrun
-
-EXIT_CODES = {signal.Signals[name]: code for name, code in SIGNAL_EXIT_CODES.items() if hasattr(signal, name)}
 
 # Wrappers such as `timeout` signal their child and then its whole group: one wish, two signals.
 _ECHO_SECONDS = 0.1
@@ -50,7 +49,7 @@ class StopSignals:
         self._children_before = set(multiprocessing.active_children())
         if threading.current_thread() is threading.main_thread():
             # What is ignored stays so: `nohup` and a shell's background jobs mean it.
-            for number in EXIT_CODES:
+            for number in SIGNAL_EXIT_CODES:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._note)
             self._terminals = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
@@ -79,7 +78,7 @@ class StopSignals:
                 # Whoever signals all processes reaches this one last: still one wish.
                 self._received_at = time.monotonic()
             received = self.received = signal.Signals(number)
-            raise Interrupted(f"stopped by {received.name}", exit_code=EXIT_CODES[received])
+            raise Interrupted(f"stopped by {received.name}", exit_code=SIGNAL_EXIT_CODES[received])
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -97,10 +96,7 @@ class StopSignals:
 
     def _leave_terminal(self) -> None:
         """Let what is still to be said go nowhere: the terminal is gone, and writing to it would be an error."""
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for descriptor in self._terminals:
-            os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+        send_nowhere(self._terminals)
 
     def _stop_at_once(self, second: signal.Signals) -> NoReturn:
         for number in self._previous:
@@ -111,7 +107,7 @@ class StopSignals:
             with contextlib.suppress(RuntimeError):
                 child.kill()
                 child.join()
-        exit_code = EXIT_CODES[self.received or second]
+        exit_code = SIGNAL_EXIT_CODES[self.received or second]
         self._stopped_at_once = StoppedAtOnce(
             f"stopped at once by a second signal ({second.name})", exit_code=exit_code
         )
